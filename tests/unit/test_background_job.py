@@ -1,0 +1,484 @@
+"""The job class: what becomes payload, what a setting, and what is refused when the class is defined."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import pytest
+
+from workers import (
+    BackgroundJob,
+    ClaimedJob,
+    ConfigurationError,
+    Exponential,
+    Fixed,
+    InvalidJobError,
+    Priority,
+    RegistrationError,
+    UnsupportedConnectionError,
+)
+from workers.job import NewJob
+from workers.job_type import RESERVED, describe
+from workers.storage.base import Storage
+
+if TYPE_CHECKING:
+    from decimal import Decimal as OnlyForTypeCheckers
+
+Item = TypeVar("Item")
+
+
+class Quiet(BackgroundJob[Any]):
+    """A base with a run method."""
+
+    async def run(self, ctx: Any) -> None: ...
+
+
+class SendEmail(Quiet):
+    queue = "emails"
+    priority = Priority.HIGH
+    retries_shown: ClassVar[int] = 3
+    tries = 4
+
+    to: str
+    subject: str = "Welcome!"
+    copies: list[str] = field(default_factory=list)
+
+
+class Store(Storage):
+    """Remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.jobs: list[NewJob] = []
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[int | None]:
+        self.jobs += jobs
+        return list(range(1, len(jobs) + 1))
+
+
+# The dataclass ----------------------------------------------------------------------------------
+
+
+def test_a_job_is_a_dataclass_without_saying_so() -> None:
+    job = SendEmail(to="a@example.com")
+    assert job == SendEmail(to="a@example.com", copies=[])
+    assert [item.name for item in dataclasses.fields(job)] == ["to", "subject", "copies"]
+    assert "to='a@example.com'" in repr(job)
+    with pytest.raises(TypeError, match="positional"):
+        SendEmail("a@example.com")  # type: ignore[call-arg]
+
+
+def test_settings_are_not_payload() -> None:
+    assert describe(SendEmail).codec.encode(SendEmail(to="a")) == (
+        '{"to":"a","subject":"Welcome!","copies":[]}'
+    )
+
+
+def test_fields_are_inherited() -> None:
+    class Urgent(SendEmail):
+        reason: str
+
+    job = Urgent(to="a", reason="b")
+    codec = describe(Urgent).codec
+    assert codec.decode(codec.encode(job)) == job
+
+
+def test_a_decorated_class_keeps_what_the_decorator_says() -> None:
+    @dataclass(kw_only=True, order=True)
+    class Ordered(Quiet):
+        number: int
+        items: list[int] = field(default_factory=list)
+
+    assert Ordered(number=1) < Ordered(number=2)
+    assert describe(Ordered).codec.decode('{"number": 1}') == Ordered(number=1, items=[])
+
+
+def test_slots_make_the_class_twice() -> None:
+    @dataclass(slots=True)
+    class Slotted(BackgroundJob[Any]):
+        number: int
+
+        def run(self, ctx: Any) -> None: ...
+
+    codec = describe(Slotted).codec
+    assert codec.decode(codec.encode(Slotted(number=1))) == Slotted(number=1)
+    assert Slotted.job_name == "slotted"
+
+
+def test_a_frozen_decorator_is_refused_where_it_stands() -> None:
+    with pytest.raises(TypeError, match="cannot inherit frozen dataclass from a non-frozen one"):
+
+        @dataclass(frozen=True)
+        class Frozen(Quiet):  # type: ignore[misc]
+            number: int
+
+
+def test_a_class_without_run_is_a_base_only() -> None:
+    class Base(BackgroundJob[Any]):
+        tenant: str
+
+    class Work(Base):
+        def run(self, ctx: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="abstract class Base"):
+        Base(tenant="a")  # type: ignore[abstract]
+    with pytest.raises(RegistrationError, match=r"Base has no run method"):
+        describe(Base)  # type: ignore[type-abstract]
+    assert Work(tenant="a").tenant == "a"
+
+
+def test_abstract_base_classes_mix_in() -> None:
+    class Audited(ABC):
+        def audit(self) -> str:
+            return "seen"
+
+    class Base(BackgroundJob[Any], Audited): ...
+
+    class Work(Base):
+        def run(self, ctx: Any) -> None: ...
+
+    assert Work().audit() == "seen"
+    with pytest.raises(TypeError, match="abstract class Base"):
+        Base()  # type: ignore[abstract]
+
+
+# Settings ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("class_name", "job_name"),
+    [
+        ("SendEmail", "send_email"),
+        ("SendEmailJob", "send_email"),
+        ("HTTPPing", "http_ping"),
+        ("PingHTTP", "ping_http"),
+        ("EmailV2", "email_v2"),
+        ("Job", "job"),
+        ("snake_case", "snake_case"),
+        ("X", "x"),
+    ],
+)
+def test_the_default_name(class_name: str, job_name: str) -> None:
+    assert type(class_name, (Quiet,), {}).job_name == job_name  # type: ignore[attr-defined]
+
+
+def test_a_given_name_is_inherited_a_default_one_is_not() -> None:
+    class Named(Quiet):
+        job_name = "mine"
+
+    class Below(Named): ...
+
+    class Below2(SendEmail): ...
+
+    assert (Below.job_name, Below2.job_name) == ("mine", "below2")
+
+
+def test_the_documented_defaults() -> None:
+    assert (Quiet.queue, Quiet.priority, Quiet.deduplicated) == ("default", 0, False)
+    assert (Quiet.timeout, Quiet.transactional, Quiet.archive) == (None, False, False)
+    policy = Quiet.policy()
+    assert (policy.max_attempts, policy.max_crashes, policy.archive) == (25, 5, False)
+    assert policy.backoff == Exponential()
+
+
+def test_settings_are_inherited_and_gathered() -> None:
+    class Tuned(Quiet):
+        max_attempts = 3
+        backoff = 5
+        timeout = timedelta(minutes=1)
+        transactional = True
+
+        @staticmethod
+        def archive(job: ClaimedJob) -> bool:
+            return job.priority > 0
+
+    class Below(Tuned):
+        max_crashes = 1
+
+    policy = Below.policy()
+    assert policy is Below.policy()
+    assert (policy.max_attempts, policy.max_crashes, policy.backoff) == (3, 1, Fixed(5.0))
+    assert policy.archive is Tuned.archive
+    job_type = describe(Below)
+    assert (job_type.timeout, job_type.transactional, job_type.is_async) == (60.0, True, True)
+    assert describe(SendEmail).timeout is None
+
+
+@pytest.mark.parametrize("spelling", ["plain", "static"])
+def test_functions_are_settings_in_either_spelling(spelling: str) -> None:
+    def wait(attempt: int) -> float:
+        return attempt * 2.0
+
+    wrap: Any = staticmethod if spelling == "static" else (lambda function: function)
+
+    class Functional(Quiet):
+        backoff = wrap(wait)
+        archive = wrap(lambda job: job.id == 1)
+
+    policy = Functional.policy()
+    assert policy.backoff.delay(3) == 6
+    assert callable(policy.archive)
+    assert policy.archive(ClaimedJob(1, "a", "b", 0, "{}", 0, 0, False, 1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("job_name", "send email", "job_name is 'send email': use 1 to 100 letters"),
+        ("job_name", "", "job_name is ''"),
+        ("queue", "é", "queue is 'é'"),
+        ("queue", None, "queue is NoneType"),
+        ("priority", 40_000, "priority is out of range: it must be from -32768 to 32767"),
+        ("priority", 1.5, "priority is a float"),
+        ("deduplicated", 1, "deduplicated must be True or False"),
+        ("transactional", "yes", "transactional must be True or False"),
+        ("max_attempts", 0, "max_attempts is out of range"),
+        ("max_attempts", True, "max_attempts is a bool"),
+        ("max_crashes", 0, "max_crashes is out of range"),
+        ("timeout", 0, "timeout is 0: it must be finite and above 0"),
+        ("timeout", timedelta(-1), "timeout is -86400"),
+        ("timeout", "1m", "timeout is a str"),
+        ("backoff", "1m", "backoff is '1m'"),
+        ("backoff", -1, "seconds is -1"),
+        ("archive", "always", "archive is a str: use True, False, or a static method"),
+        ("archive", lambda self, job: True, "archive can't be called with one argument"),
+    ],
+)
+def test_wrong_settings_are_refused_with_the_class(setting: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"Wrong.{message}"):
+        type("Wrong", (Quiet,), {setting: value})
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_a_field_named_like_a_setting_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"Clash\.{name} is annotated, so it is a field"):
+        type("Clash", (Quiet,), {"__annotations__": {name: int}, name: 3})
+
+
+def test_a_class_variable_named_like_a_setting_sets_it() -> None:
+    class Annotated(Quiet):
+        priority: ClassVar[int] = 3
+        queue: ClassVar = "slow"
+
+    assert (Annotated.priority, Annotated.queue) == (3, "slow")
+    assert dataclasses.fields(Annotated) == ()
+
+
+def test_a_clash_in_a_mixed_in_dataclass_is_refused() -> None:
+    @dataclass
+    class Mixin:
+        result: str = ""
+
+    with pytest.raises(TypeError, match=r"Clash\.result"):
+
+        class Clash(Quiet, Mixin): ...
+
+
+# Annotations ------------------------------------------------------------------------------------
+
+
+def test_annotations_may_name_locals_and_what_comes_later() -> None:
+    @dataclass
+    class Before:
+        number: int
+
+    class Local(Quiet):
+        before: Before
+        after: list[After]
+        self_like: Local | None = None
+
+    @dataclass
+    class After:
+        text: str
+
+    job = Local(before=Before(1), after=[After("a")], self_like=Local(before=Before(2), after=[]))
+    codec = describe(Local).codec
+    assert codec.decode(codec.encode(job)) == job
+    assert inspect.get_annotations(Local)["before"] is Before
+    assert Local._workers_frames == ()
+
+
+def test_annotations_may_name_locals_of_outer_functions() -> None:
+    @dataclass
+    class Outer:
+        number: int
+
+    def inner() -> type[BackgroundJob[Any]]:
+        class Local(Quiet):
+            outer: Outer
+            local: Inner
+
+        @dataclass
+        class Inner:
+            number: int
+
+        return Local
+
+    job_class: Any = inner()
+    job = describe(job_class).codec.decode('{"outer": {"number": 1}, "local": {"number": 2}}')
+    assert job.outer == Outer(1)
+
+
+def test_a_base_resolves_where_it_was_defined() -> None:
+    def make() -> Any:
+        @dataclass
+        class Hidden:
+            number: int
+
+        class Base(Quiet):
+            hidden: Hidden
+
+        return Base
+
+    class Below(make()):  # type: ignore[misc]
+        text: str
+
+    job: Any = describe(Below).codec.decode('{"hidden": {"number": 1}, "text": "a"}')
+    assert (job.hidden.number, job.text) == (1, "a")
+
+
+def test_generic_bases_are_filled_in() -> None:
+    class Holder(Quiet, Generic[Item]):
+        item: Item
+
+    class Numbers(Holder[int]): ...
+
+    codec = describe(Numbers).codec
+    assert codec.decode('{"item": 1}') == Numbers(item=1)
+    with pytest.raises(InvalidJobError, match="`item`: expected `int`"):
+        codec.decode('{"item": "a"}')
+
+
+def test_a_name_for_type_checkers_only_is_named() -> None:
+    class Priced(Quiet):
+        price: OnlyForTypeCheckers
+
+    with pytest.raises(RegistrationError, match=r"Priced\.price: the name 'OnlyForTypeCheckers'"):
+        describe(Priced)
+
+
+def test_class_variables_may_be_for_type_checkers_only() -> None:
+    class Cached(Quiet):
+        cache: ClassVar[dict[str, OnlyForTypeCheckers]] = {}
+
+        text: str = ""
+
+    assert describe(Cached).codec.encode(Cached()) == '{"text":""}'
+
+
+@pytest.mark.parametrize("annotation", ["1 +", "dataclasses.InitVar[int]", "object", "len"])
+def test_an_annotation_that_is_no_type_is_refused(annotation: str) -> None:
+    odd: Any = type("Odd", (Quiet,), {"__annotations__": {"a": annotation}, "__module__": __name__})
+    with pytest.raises(RegistrationError, match="Odd"):
+        describe(odd)
+
+
+# Enqueue ----------------------------------------------------------------------------------------
+
+
+async def test_enqueue_writes_what_the_class_says() -> None:
+    store = Store()
+    assert await SendEmail(to="a").enqueue(store) == 1
+    data = '{"to":"a","subject":"Welcome!","copies":[]}'
+    assert store.jobs == [NewJob(job_type="send_email", data=data, queue="emails", priority=10)]
+
+
+async def test_the_keywords_override_it() -> None:
+    store = Store()
+    when = datetime(2999, 1, 1, tzinfo=UTC)
+    await Quiet().enqueue(store, priority=Priority.LOW, queue="slow", run_at=when)
+    await Quiet().enqueue(store, delay=timedelta(minutes=1))
+    await Quiet().enqueue(store, delay=2, priority=0)
+    late = NewJob(job_type="quiet", data="{}", queue="slow", priority=-10, run_at=when)
+    waits = [
+        NewJob(job_type="quiet", data="{}", queue="default", delay=delay) for delay in (60.0, 2.0)
+    ]
+    assert store.jobs == [late, *waits]
+
+
+async def test_a_batch_is_one_call() -> None:
+    class Unique(Quiet):
+        deduplicated = True
+
+        number: int
+
+    store = Store()
+    assert await Unique.enqueue_batch(store, (Unique(number=n) for n in (5, 6))) == [1, 2]
+    assert [(job.data, job.deduplicated) for job in store.jobs] == [
+        ('{"number":5}', True),
+        ('{"number":6}', True),
+    ]
+    assert await Unique(number=7).enqueue(store) == 1
+    assert store.jobs[-1].deduplicated
+    assert await Unique.enqueue_batch(store, []) == []
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"run_at": datetime(2999, 1, 1)}, "run_at has no time zone"),
+    ({"run_at": "tomorrow"}, "run_at is a str: use an aware datetime"),
+    ({"run_at": datetime(2999, 1, 1, tzinfo=UTC), "delay": 1}, "run_at or delay, not both"),
+    ({"delay": -1}, "delay is -1: it must be finite and 0 or more"),
+    ({"delay": timedelta(seconds=-1)}, "delay is -1"),
+    ({"delay": float("nan")}, "delay is nan"),
+    ({"delay": timedelta(days=40_000)}, "delay is over 100 years"),
+    ({"delay": True}, "delay is a bool"),
+    ({"priority": 32_768}, "priority is out of range"),
+    ({"priority": "HIGH"}, "priority is a str"),
+    ({"priority": True}, "priority is a bool"),
+    ({"queue": ""}, "queue is ''"),
+    ({"queue": "a b"}, "queue is 'a b'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_wrong_options_are_refused_at_the_call(options: dict[str, Any], message: str) -> None:
+    store = Store()
+    with pytest.raises(InvalidJobError, match=f"job 'quiet': .*{message}"):
+        _ = Quiet().enqueue(store, **options)
+    with pytest.raises(InvalidJobError, match=message):
+        _ = Quiet.enqueue_batch(store, [], **options)
+    assert store.jobs == []
+
+
+def test_wrong_payloads_are_refused_at_the_call() -> None:
+    store = Store()
+    wrong: Any = {"to": 1}
+    with pytest.raises(InvalidJobError, match="job 'send_email', field `to`"):
+        _ = SendEmail(**wrong).enqueue(store)
+    with pytest.raises(InvalidJobError, match=r"jobs\[1\]: job 'send_email', field `to`"):
+        _ = SendEmail.enqueue_batch(store, [SendEmail(to="a"), SendEmail(**wrong)])
+    assert store.jobs == []
+
+
+@pytest.mark.parametrize("stranger", [Quiet(), object(), None])
+def test_a_batch_is_of_one_class(stranger: Any) -> None:
+    class Below(SendEmail): ...
+
+    store = Store()
+    with pytest.raises(InvalidJobError, match=r"jobs\[1\] is a \w+: a batch of SendEmail takes"):
+        _ = SendEmail.enqueue_batch(store, [SendEmail(to="a"), stranger])
+    with pytest.raises(InvalidJobError, match=r"jobs\[0\] is a .*Below"):
+        _ = SendEmail.enqueue_batch(store, [Below(to="a")])
+
+
+@pytest.mark.parametrize(
+    ("conn", "message"),
+    [
+        ("postgresql://user:hidden@host/db", "a string; connect first"),
+        (None, "NoneType"),
+        (object(), r"builtins\.object\. What works: a psycopg connection"),
+        (Store, "builtins.type"),
+    ],
+)
+def test_what_is_no_connection(conn: Any, message: str) -> None:
+    with pytest.raises(UnsupportedConnectionError, match=f"can't enqueue on .*{message}") as caught:
+        Quiet().enqueue(conn)
+    assert "workers_enqueue" in str(caught.value)
+    assert "hidden" not in str(caught.value)
+    with pytest.raises(UnsupportedConnectionError):
+        Quiet.enqueue_batch(conn, [])

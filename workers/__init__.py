@@ -1,0 +1,61 @@
+"""Background jobs for Python, kept in PostgreSQL."""
+
+from .background_job import BackgroundJob
+from .backoff import Backoff, Exponential, Fixed, Linear
+from .config import QueueConfig, RunnerConfig
+from .current import CurrentJob, current_job
+from .errors import (
+    Cancel,
+    ConfigurationError,
+    Discard,
+    FailedJobsError,
+    InvalidJobError,
+    MigrationError,
+    RegistrationError,
+    RunnerError,
+    Snooze,
+    StorageError,
+    StorageRejectedError,
+    StorageUnavailableError,
+    UnsupportedConnectionError,
+    WorkersError,
+)
+from .job import ClaimedJob, JobRecord, JobState, Priority
+from .migrations import migrate
+from .runner import Runner, RunnerHandle, RunnerThread
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackgroundJob",
+    "Backoff",
+    "Cancel",
+    "ClaimedJob",
+    "ConfigurationError",
+    "CurrentJob",
+    "Discard",
+    "Exponential",
+    "FailedJobsError",
+    "Fixed",
+    "InvalidJobError",
+    "JobRecord",
+    "JobState",
+    "Linear",
+    "MigrationError",
+    "Priority",
+    "QueueConfig",
+    "RegistrationError",
+    "Runner",
+    "RunnerConfig",
+    "RunnerError",
+    "RunnerHandle",
+    "RunnerThread",
+    "Snooze",
+    "StorageError",
+    "StorageRejectedError",
+    "StorageUnavailableError",
+    "UnsupportedConnectionError",
+    "WorkersError",
+    "current_job",
+    "migrate",
+]

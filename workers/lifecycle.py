@@ -1,0 +1,186 @@
+"""The one table of what an outcome does to a job. Pure: it decides, an engine writes.
+
+    outcome       transition                                             counted
+    completed     delete, or archive                                     -
+    cancelled     archive as `cancelled`                                 -
+    failed        retry after the backoff; dead once attempts are used   retries + 1
+    discarded     dead                                                   retries + 1
+    snoozed       wait until run_at                                      -
+    interrupted   available again (shutdown, deploy, claimed, unstarted) -
+    crashed       dead (only asked for once max_crashes is reached)      -
+
+An attempt is counted when its outcome is written, never at the claim, so an interruption costs nothing.
+Delays are relative: the database's clock is the only clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from .backoff import Backoff, Exponential
+from .job import ClaimedJob
+
+__all__ = [
+    "Archive",
+    "Bury",
+    "Cancelled",
+    "Completed",
+    "Crashed",
+    "Delete",
+    "Discarded",
+    "Failed",
+    "Interrupted",
+    "JobPolicy",
+    "Outcome",
+    "Release",
+    "Retry",
+    "Snoozed",
+    "Transition",
+    "Wait",
+    "decide",
+]
+
+#: No retry waits longer than this: an interval that overflows in SQL would stop the queue for everyone.
+MAX_DELAY = 10 * 365 * 86_400.0
+
+
+class JobPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job type declares about its ends."""
+
+    max_attempts: int = 25
+    max_crashes: int = 5
+    backoff: Backoff = Exponential()
+    archive: Callable[[ClaimedJob], bool] | bool = False
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """It returned."""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """It raised, or ran out of time."""
+
+    error: str
+    exception: BaseException | None = None
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """It said that it is no longer wanted."""
+
+    reason: str = ""
+
+
+class Discarded(msgspec.Struct, frozen=True):
+    """It can never succeed: it said so, or its payload can't be decoded."""
+
+    reason: str
+    error: str | None = None
+
+
+class Snoozed(msgspec.Struct, frozen=True):
+    """It asked to be run later; seconds."""
+
+    delay: float
+
+
+class Interrupted(msgspec.Struct, frozen=True):
+    """It was stopped from outside, or claimed and never started."""
+
+    reason: str = "interrupted"
+
+
+class Crashed(msgspec.Struct, frozen=True):
+    """Its process died under it too often."""
+
+
+Outcome = Completed | Failed | Cancelled | Discarded | Snoozed | Interrupted | Crashed
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Remove the row."""
+
+
+class Archive(msgspec.Struct, frozen=True):
+    """Move the row to the archive as `state` ("completed" or "cancelled")."""
+
+    state: str
+    reason: str | None = None
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """Count the attempt and make the row wait `delay` seconds."""
+
+    delay: float
+    error: str
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Make the row wait `delay` seconds; nothing is counted."""
+
+    delay: float
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Make the row available again; nothing is counted."""
+
+
+class Bury(msgspec.Struct, frozen=True):
+    """Move the row to the dead letters. `attempted`: count the attempt that ended it."""
+
+    reason: str
+    error: str | None = None
+    attempted: bool = True
+
+
+Transition = Delete | Archive | Retry | Wait | Release | Bury
+
+_DELETE, _RELEASE, _ARCHIVE = Delete(), Release(), Archive("completed")
+
+
+def _completed(job: ClaimedJob, outcome: Completed, policy: JobPolicy) -> Transition:
+    archive = policy.archive
+    if callable(archive):
+        archive = archive(job)
+    return _ARCHIVE if archive else _DELETE
+
+
+def _failed(job: ClaimedJob, outcome: Failed, policy: JobPolicy) -> Transition:
+    attempts = job.retries + 1
+    if attempts >= policy.max_attempts:
+        return Bury(f"failed {attempts} of {policy.max_attempts} attempts", outcome.error)
+    return Retry(_bounded(policy.backoff.delay(attempts)), outcome.error)
+
+
+def _crashed(job: ClaimedJob, outcome: Crashed, policy: JobPolicy) -> Transition:
+    return Bury(f"its process died under it {job.crashes} times", attempted=False)
+
+
+_TABLE: dict[type, Callable[[ClaimedJob, Any, JobPolicy], Transition]] = {
+    Completed: _completed,
+    Failed: _failed,
+    Cancelled: lambda job, outcome, policy: Archive("cancelled", outcome.reason),
+    Discarded: lambda job, outcome, policy: Bury(outcome.reason, outcome.error),
+    Snoozed: lambda job, outcome, policy: Wait(_bounded(outcome.delay)),
+    Interrupted: lambda job, outcome, policy: _RELEASE,
+    Crashed: _crashed,
+}
+
+
+def decide(job: ClaimedJob, outcome: Outcome, policy: JobPolicy) -> Transition:
+    """What `outcome` does to `job` under `policy`. Never raises for what a job, a payload or a strategy says."""
+    try:
+        return _TABLE[type(outcome)](job, outcome, policy)
+    except Exception as error:  # a user's backoff or archive predicate: its fault must not lose the outcome
+        if isinstance(outcome, Completed):
+            return _ARCHIVE
+        return Retry(60.0, f"{type(error).__name__} in the retry policy; {outcome!r}")
+
+
+def _bounded(seconds: float) -> float:
+    """`seconds` within 0 and MAX_DELAY; NaN, which compares with nothing, is a minute."""
+    if seconds != seconds:
+        return 60.0
+    return min(max(float(seconds), 0.0), MAX_DELAY)

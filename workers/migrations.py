@@ -1,0 +1,160 @@
+"""Apply the numbered SQL files of `migrations/` to a database, each once.
+
+Everything happens in the connection's current schema and in one transaction: a database is either at
+the newest version or where it was before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Generator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, LiteralString, NamedTuple, TypeAlias, TypeVar, overload
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from .errors import MigrationError, UnsupportedConnectionError
+
+__all__ = ["check_migrations", "migrate", "migrations_sql"]
+
+T = TypeVar("T")
+Target: TypeAlias = str | psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+# What to execute next; the rows come back. One such generator serves sync and async connections.
+Steps = Generator[tuple[LiteralString | bytes, tuple[object, ...] | None], list[Any], T]
+
+# REPEATABLE READ would take its snapshot before the lock is ours, and not see what the last holder did.
+READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"
+SCHEMA_OID = "SELECT oid::int FROM pg_namespace WHERE nspname = current_schema()"
+LOCK = "SELECT pg_advisory_xact_lock(hashtext('workers.migrate'), %s)"
+# Asked for instead of CREATE TABLE IF NOT EXISTS, which tells every caller a NOTICE.
+TABLE_EXISTS = """\
+SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'workers_migrations'"""
+CREATE_TABLE = """\
+CREATE TABLE workers_migrations (
+    version    integer PRIMARY KEY,
+    name       text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)"""
+VERSIONS = "SELECT version FROM workers_migrations"
+RECORD = "INSERT INTO workers_migrations (version, name) VALUES (%s, %s)"
+
+
+class Migration(NamedTuple):
+    version: int
+    name: str
+    sql: bytes
+
+
+@overload
+def migrate(target: str | psycopg.Connection[Any]) -> list[str]: ...
+@overload
+def migrate(target: psycopg.AsyncConnection[Any]) -> Awaitable[list[str]]: ...
+def migrate(target: Target) -> list[str] | Awaitable[list[str]]:
+    """Bring the tables in the current schema of `target` to the newest version.
+
+    `target` is a DSN, a psycopg connection, or an AsyncConnection, for which the result is awaitable.
+    An open transaction is joined, and yours to commit; otherwise the migrations commit by themselves.
+    Safe to call at every start and from many processes at once: one applies, the others wait for it
+    and find nothing to do. Versions newer than this library's own are left alone.
+
+    Returns the names of the migrations that were applied, oldest first; [] if there were none.
+    Raises MigrationError when the connection has no current schema, and psycopg.Error.
+    """
+    return _run(target, _migrate)
+
+
+@overload
+def check_migrations(target: str | psycopg.Connection[Any]) -> None: ...
+@overload
+def check_migrations(target: psycopg.AsyncConnection[Any]) -> Awaitable[None]: ...
+def check_migrations(target: Target) -> Awaitable[None] | None:
+    """Raise MigrationError unless the current schema of `target` is at exactly this library's version."""
+    return _run(target, _check)
+
+
+def migrations_sql() -> str:
+    """Return the SQL of all migrations, oldest first, for a database that is managed by other tools.
+
+    It does not record what it applied: `migrate` would apply it again.
+    """
+    return "\n".join(f"-- {m.name}\n\n{m.sql.decode()}" for m in _load())
+
+
+def _migrate(own_transaction: bool) -> Steps[list[str]]:
+    if own_transaction:
+        yield READ_COMMITTED, None
+    schema = yield SCHEMA_OID, None
+    if not schema:
+        raise MigrationError("no schema in this connection's search_path exists: create one first")
+    yield LOCK, schema[0]
+    if not (yield TABLE_EXISTS, None):
+        yield CREATE_TABLE, None
+    applied = {version for (version,) in (yield VERSIONS, None)}
+    pending = [m for m in _load() if m.version not in applied]
+    for migration in pending:
+        yield migration.sql, None
+        yield RECORD, (migration.version, migration.name)
+    return [m.name for m in pending]
+
+
+def _check(_own_transaction: bool) -> Steps[None]:
+    exists = yield TABLE_EXISTS, None
+    applied = {version for (version,) in (yield VERSIONS, None)} if exists else set()
+    known = {m.version: m.name for m in _load()}
+    if missing := [name for version, name in known.items() if version not in applied]:
+        raise MigrationError(f"this database lacks {', '.join(missing)}: run `workers migrate`")
+    if applied - known.keys():
+        raise MigrationError(
+            f"this database is at version {max(applied)}, this library knows {max(known)}: "
+            "upgrade workers-pg"
+        )
+
+
+def _load() -> list[Migration]:
+    """Read the migrations, oldest first, from the wheel or, when installed editable, the repository."""
+    found: Traversable = files("workers") / "migrations"
+    if not found.is_dir():
+        found = Path(__file__).parents[1] / "migrations"
+    names = sorted(f.name for f in found.iterdir() if re.fullmatch(r"\d{4}_\w+\.sql", f.name))
+    return [Migration(int(n[:4]), n.removesuffix(".sql"), (found / n).read_bytes()) for n in names]
+
+
+def _run(target: object, plan: Callable[[bool], Steps[T]]) -> T | Awaitable[T]:
+    match target:
+        case str():
+            with psycopg.connect(target) as conn:
+                return _run_sync(conn, plan)
+        case psycopg.Connection():
+            return _run_sync(target, plan)
+        case psycopg.AsyncConnection():
+            return _run_async(target, plan)
+    kind = type(target).__qualname__
+    raise UnsupportedConnectionError(f"expected a DSN or a psycopg connection, not {kind}")
+
+
+def _run_sync(conn: psycopg.Connection[Any], plan: Callable[[bool], Steps[T]]) -> T:
+    steps = plan(conn.info.transaction_status == TransactionStatus.IDLE)
+    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cur:
+        try:
+            query, params = next(steps)
+            while True:
+                cur.execute(query, params, prepare=False)  # it may be several commands
+                query, params = steps.send(cur.fetchall() if cur.description else [])
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]  # StopIteration carries no type
+
+
+async def _run_async(conn: psycopg.AsyncConnection[Any], plan: Callable[[bool], Steps[T]]) -> T:
+    steps = plan(conn.info.transaction_status == TransactionStatus.IDLE)
+    async with conn.transaction(), conn.cursor(row_factory=tuple_row) as cur:
+        try:
+            query, params = next(steps)
+            while True:
+                await cur.execute(query, params, prepare=False)  # it may be several commands
+                query, params = steps.send(await cur.fetchall() if cur.description else [])
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]  # StopIteration carries no type

@@ -1,0 +1,295 @@
+"""`Runner`: what to run, where, with how many workers; and the handle of one that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from .background_job import BackgroundJob
+from .config import QueueConfig, RunnerConfig, check_name
+from .errors import ConfigurationError, FailedJobsError, RunnerError
+from .registry import Registry
+from .runtime.session import StallHandler
+from .runtime.supervisor import Supervisor
+from .storage import StorageTarget, open_storage
+
+__all__ = ["Runner", "RunnerHandle", "RunnerThread"]
+
+logger = logging.getLogger("workers")
+
+ContextT = TypeVar("ContextT")
+_Seconds = float | timedelta
+DEFAULT_QUEUE = "default"
+
+
+class Runner(Generic[ContextT]):
+    """Runs the jobs of registered types, with a number of workers for each queue.
+
+    `target` is an AsyncConnectionPool (an open one is left open, another is opened and closed), a DSN, or a Storage.
+    `context` is handed to every job.
+
+    `lease` (15 s): a session that does not renew it is dead. `grace` (30 s): what running jobs get at shutdown.
+    `loop_stall_limit` (60 s): a blocked event loop is reported. `listen` (True): False to poll only. `max_batch` (500): the
+    most jobs that one claim takes. `name`: what the runner is called in logs and tables. Raises ConfigurationError.
+    """
+
+    def __init__(
+        self,
+        target: StorageTarget,
+        context: ContextT,
+        *,
+        lease: _Seconds | None = None,
+        grace: _Seconds | None = None,
+        loop_stall_limit: _Seconds | None = None,
+        listen: bool | None = None,
+        max_batch: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        given: dict[str, Any] = {
+            "lease": lease,
+            "grace": grace,
+            "loop_stall_limit": loop_stall_limit,
+            "listen": listen,
+            "max_batch": max_batch,
+            "name": name,
+        }
+        self._target = target
+        self._context = context
+        self._config = RunnerConfig(**{field: value for field, value in given.items() if value is not None})
+        self._registry = Registry()
+        self._queues: dict[str, QueueConfig] = {}
+        self._until_empty = False
+
+    def register_job_type(self, job_class: type[BackgroundJob[ContextT]]) -> Self:
+        """Run jobs of this class; its queue is worked from now on.
+
+        Raises RegistrationError if another registered class has its name.
+        """
+        job_type = self._registry.register(job_class)
+        self._queues.setdefault(job_type.queue, QueueConfig())
+        return self
+
+    def configure_queue(
+        self,
+        name: str,
+        *,
+        num_workers: int | None = None,
+        poll_interval: _Seconds | None = None,
+        jitter: _Seconds | None = None,
+    ) -> Self:
+        """Set how queue `name` is worked: jobs at a time (10), seconds between looks (1) and random addition (0.1).
+
+        Raises ConfigurationError.
+        """
+        check_name("the queue's name", name)
+        given = {"num_workers": num_workers, "poll_interval": poll_interval, "jitter": jitter}
+        current = self._queues.get(name, QueueConfig())
+        settings = {field: getattr(current, field) for field in QueueConfig.__struct_fields__}
+        settings |= {field: value for field, value in given.items() if value is not None}
+        self._queues[name] = QueueConfig(**settings)
+        return self
+
+    def configure_default_queue(
+        self,
+        *,
+        num_workers: int | None = None,
+        poll_interval: _Seconds | None = None,
+        jitter: _Seconds | None = None,
+    ) -> Self:
+        """`configure_queue` for the queue "default"."""
+        return self.configure_queue(
+            DEFAULT_QUEUE, num_workers=num_workers, poll_interval=poll_interval, jitter=jitter
+        )
+
+    def shutdown_when_queue_empty(self) -> Self:
+        """Shut down when a full scan finds nothing claimable and nothing runs in this runner.
+
+        Jobs that are scheduled, wait for a retry, or run elsewhere do not count.
+        """
+        self._until_empty = True
+        return self
+
+    def start(self, *, on_stall: StallHandler | None = None) -> RunnerHandle:
+        """Start in the running event loop; returns at once, installs no signal handlers.
+
+        Raises RunnerError without a running asyncio loop, ConfigurationError when there is nothing to run.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise RunnerError(
+                "Runner.start() needs a running asyncio loop: call it from async code, use `await runner.run()`, or host "
+                "the runner in a synchronous program with runner.start_in_thread()"
+            ) from None
+        if not len(self._registry):
+            raise ConfigurationError("no job type is registered: call register_job_type before start")
+        storage = open_storage(self._target, listen=self._config.listen)
+        supervisor = Supervisor(
+            storage,
+            self._registry,
+            self._queues,
+            self._context,
+            self._config,
+            until_empty=self._until_empty,
+            on_stall=on_stall,
+        )
+        return RunnerHandle(supervisor)
+
+    async def run(self, *, on_stall: StallHandler | None = None) -> list[int]:
+        """Run as a process of its own: until SIGTERM or SIGINT, which let running jobs finish; a second one does not wait.
+
+        Returns the ids of jobs that would not end. Raises what made the runner die.
+        """
+        handle = self.start(on_stall=on_stall)
+        loop = asyncio.get_running_loop()
+        installed = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                loop.add_signal_handler(number, _on_signal, handle, number)
+                installed.append(number)
+            except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not this platform
+                logger.debug("no handler for %s here", number)
+        try:
+            return await handle.wait_for_shutdown()
+        finally:
+            for number in installed:
+                loop.remove_signal_handler(number)
+
+    def start_in_thread(self) -> RunnerThread:
+        """Host the runner in a synchronous program: a thread with an event loop of its own.
+
+        Returns when it is ready. Raises what kept it from starting.
+        """
+        return RunnerThread(self)
+
+    async def check_for_failed_jobs(self) -> None:
+        """Raise FailedJobsError if any job, dead ones included, has failed at least once. Meant for tests."""
+        storage = open_storage(self._target, listen=False)
+        await storage.open()
+        try:
+            count, job_ids = await storage.failed_jobs()
+        finally:
+            await storage.close()
+        if count:
+            raise FailedJobsError(count, job_ids)
+
+
+def _on_signal(handle: RunnerHandle, number: signal.Signals) -> None:
+    if handle.shutting_down:
+        logger.warning("%s again: stopping the jobs that run", number.name)
+        handle.shutdown(grace=0.0)
+    else:
+        logger.info("%s: finishing the jobs that run", number.name)
+        handle.shutdown()
+
+
+class RunnerHandle:
+    """A runner that was started. Also an async context manager: ready when entered, shut down when left."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self.shutting_down = False
+        # the loop itself keeps only a weak reference to its tasks
+        self._task = asyncio.create_task(supervisor.run(), name="workers-runner")
+
+    @property
+    def session(self) -> int:
+        """The id of the runner's session; 0 before it is ready."""
+        return self._supervisor.ledger.session
+
+    async def ready(self) -> None:
+        """Wait until jobs can be claimed. Raises what kept the runner from starting."""
+        await asyncio.shield(self._supervisor.ready)
+
+    def shutdown(self, *, grace: _Seconds | None = None) -> None:
+        """Stop claiming and let running jobs finish; after `grace` seconds (the runner's own setting) they are stopped.
+
+        Harmless when repeated; a later call with a shorter grace hurries.
+        """
+        self.shutting_down = True
+        self._supervisor.shutdown(grace.total_seconds() if isinstance(grace, timedelta) else grace)
+
+    async def wait_for_shutdown(self) -> list[int]:
+        """Wait until the runner has ended. Returns the ids of jobs that would not end within the grace.
+
+        Raises RunnerError if it died, and what kept it from starting.
+        """
+        unfinished = await asyncio.shield(self._supervisor.ended)
+        if not unfinished:
+            await asyncio.wait([self._task])
+        return unfinished
+
+    async def __aenter__(self) -> Self:
+        await self.ready()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+        await self.wait_for_shutdown()
+
+
+class RunnerThread:
+    """A runner in a thread of its own, for synchronous programs. Also a context manager."""
+
+    def __init__(self, runner: Runner[Any]) -> None:
+        self._handle: RunnerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        started: Future[None] = Future()
+        self._ended: Future[list[int]] = Future()
+        self._thread = threading.Thread(target=self._run, args=(runner, started), name="workers-runner", daemon=True)
+        self._thread.start()
+        started.result()
+
+    def shutdown(self, *, grace: _Seconds | None = None) -> None:
+        """See RunnerHandle.shutdown; callable from any thread."""
+        handle, loop = self._handle, self._loop
+        if handle is not None and loop is not None and not self._ended.done():
+            _quietly(lambda: loop.call_soon_threadsafe(lambda: handle.shutdown(grace=grace)))
+
+    def wait_for_shutdown(self, timeout: float | None = None) -> list[int]:
+        """Wait at most `timeout` seconds until the runner has ended; see RunnerHandle.wait_for_shutdown.
+
+        Raises TimeoutError.
+        """
+        return self._ended.result(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+        self.wait_for_shutdown()
+
+    def _run(self, runner: Runner[Any], started: Future[None]) -> None:
+        async def main() -> list[int]:
+            self._loop = asyncio.get_running_loop()
+            self._handle = runner.start()
+            await self._handle.ready()
+            started.set_result(None)
+            return await self._handle.wait_for_shutdown()
+
+        try:
+            self._ended.set_result(asyncio.run(main()))
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+            self._ended.set_exception(error)
+
+
+def _quietly(call: Callable[[], object]) -> None:
+    """Call; an event loop that is closed has nothing left to be told."""
+    try:
+        call()
+    except RuntimeError:
+        logger.debug("the runner's loop is closed already")

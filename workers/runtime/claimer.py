@@ -1,0 +1,183 @@
+"""Claims jobs for one queue: as many as its workers can start soon, when they can, and not one more.
+
+It looks when a worker is free, when half of what it holds in advance is used up, when a notification says that there is
+something, and every poll interval. Claim and hand-over are one shield: a claim that is cancelled between the two would
+leave jobs that nobody knows of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+
+import anyio
+
+from .completer import Completer
+from .gate import Gate
+from ..errors import StorageError, StorageUnavailableError
+from ..job import ClaimedJob
+from .ledger import Ledger
+from ..lifecycle import Release
+from ..storage.base import Claimed, ClaimRequest, Scan, Storage
+from .work_queue import WorkQueue
+
+__all__ = ["SHARED_CRASHES", "Claimer"]
+
+logger = logging.getLogger("workers")
+
+#: A job that was claimed in advance and not started within this many seconds is given back.
+START_WITHIN = 1.0
+#: Above this many crashes a suspect runs while no other one of the kind runs in the same runner.
+SHARED_CRASHES = 1
+_ANY_CRASHES = 32767
+_RETRY_MOST = 5.0
+
+
+class Claimer:
+    """The claim loop of `queue`."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        queue: WorkQueue,
+        ledger: Ledger,
+        completer: Completer,
+        gate: Gate,
+        job_types: tuple[str, ...],
+        max_batch: int,
+    ) -> None:
+        self._storage = storage
+        self._queue = queue
+        self._ledger = ledger
+        self._completer = completer
+        self._gate = gate
+        self._job_types = job_types
+        self._max_batch = max_batch
+        self._more = True
+        self._lost: list[tuple[int, int]] = []  # (session, token) of claims whose reply never came
+        self._failures = 0
+        self.suspects = False
+        self._lock = asyncio.Lock()
+
+    def wake(self) -> None:
+        """Something may be waiting."""
+        self._more = True
+        self._queue.attention.set()
+
+    async def run(self) -> None:
+        """Claim until cancelled."""
+        queue, next_poll = self._queue, 0.0
+        while True:
+            await self._gate.wait_open()
+            queue.attention.clear()
+            now = time.monotonic()
+            self._give_back_overslept(now)
+            if now >= next_poll:
+                self._more = True
+                next_poll = now + queue.config.poll_interval + random.uniform(0, queue.config.jitter)
+            limit = min(self._max_batch, queue.room(prefetch=not self._gate.exclusive))
+            if limit and self.suspects:
+                await self.claim_suspect()
+                continue
+            if limit and self._more:
+                # a wake-up that comes while the claim is on its way counts for the next one
+                self._more = False
+                if await self.claim(limit) == limit:
+                    self._more = True
+                continue
+            await self._wait(next_poll - now, queue)
+
+    async def claim(self, limit: int, *, thorough: bool = False) -> int:
+        """One claim of ordinary jobs. Returns how many came; -1 when it could not be made."""
+        claimed = await self._take(limit, Scan(thorough=thorough))
+        return -1 if claimed is None else len(claimed.jobs)
+
+    async def claim_suspect(self) -> int:
+        """One claim of a single job that was claimed when a process died."""
+        alone = not self._gate.exclusive
+        claimed = await self._take(1, Scan(suspects=_ANY_CRASHES if alone else SHARED_CRASHES))
+        if claimed is None:
+            return -1
+        if not claimed.jobs:
+            # if others wait for the exclusive one to end, the next maintenance says so again
+            self.suspects = False
+        elif claimed.jobs[0].crashes > SHARED_CRASHES:
+            self._gate.exclusive = True
+        return len(claimed.jobs)
+
+    async def _take(self, limit: int, scan: Scan) -> Claimed | None:
+        try:
+            with anyio.CancelScope(shield=True):
+                async with self._lock:
+                    if not self._gate.is_open():
+                        return None
+                    await self._release_lost()
+                    return await self._claim_and_hand_over(limit, scan)
+        except StorageError as error:
+            await self._after_failure(error)
+        return None
+
+    async def _claim_and_hand_over(self, limit: int, scan: Scan) -> Claimed:
+        token, session = self._ledger.begin_claim(), self._ledger.session
+        request = ClaimRequest(
+            session=session, token=token, queue=self._queue.name, job_types=self._job_types, limit=limit, scan=scan
+        )
+        try:
+            claimed = await self._storage.claim(request)
+        except StorageUnavailableError:
+            self._lost.append((session, token))
+            raise
+        except BaseException:
+            self._ledger.unclaimed(token)
+            raise
+        if self._failures:
+            logger.info("queue %s: claiming again", self._queue.name, extra={"queue": self._queue.name})
+            self._failures = 0
+        self._ledger.claimed(token, claimed.jobs, time.monotonic())
+        self._queue.put(claimed.jobs)
+        return claimed
+
+    async def _release_lost(self) -> None:
+        """Nothing is claimed before the claims whose reply was lost are given back."""
+        while self._lost:
+            session, token = self._lost[-1]
+            released = await self._storage.release_claim(session, token)
+            self._lost.pop()
+            self._ledger.unclaimed(token)
+            if released:
+                logger.warning("gave back %d jobs of a claim whose reply was lost", released)
+
+    async def _after_failure(self, error: StorageError) -> None:
+        self._failures += 1
+        level = logging.WARNING if isinstance(error, StorageUnavailableError) else logging.ERROR
+        if self._failures == 1:
+            logger.log(level, "queue %s: claiming fails, trying on: %s", self._queue.name, error)
+        self._more = True
+        delay = min(_RETRY_MOST, 0.05 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1)
+        with anyio.move_on_after(delay):
+            await asyncio.Event().wait()
+
+    def _give_back_overslept(self, now: float) -> None:
+        oldest = self._queue.oldest_token()
+        if oldest is None or now - self._ledger.claimed_at(oldest) < START_WITHIN:
+            return
+        late = self._queue.take_back(oldest)
+        self._queue.demand.overslept()
+        self.give_back(late)
+        logger.debug("queue %s: gave back %d jobs that no worker was free for", self._queue.name, len(late))
+
+    def give_back(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Jobs that were never started become available again, uncounted."""
+        for job in jobs:
+            self._completer.ended(job, Release())
+            if job.crashes > SHARED_CRASHES:
+                self._gate.exclusive = False
+
+    async def _wait(self, poll_in: float, queue: WorkQueue) -> None:
+        """Until something calls for attention, the next poll, or the next look at what was claimed in advance."""
+        seconds = min(poll_in, START_WITHIN / 2) if len(queue) else poll_in
+        with anyio.move_on_after(max(0.0, seconds)):
+            await queue.attention.wait()

@@ -1,0 +1,184 @@
+"""Writes outcomes. While one statement is on its way the next batch gathers: no timer, and no delay when idle.
+
+Two streams, so that a transition that has to wait (a give-back that meets a lock) does not hold up plain completions. Every
+write is guarded; what a write did not find is fenced, unless its first try may have gone through. A batch that the store
+refuses is split until the bad one is alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+from .. import telemetry
+from ..errors import StorageError, StorageUnavailableError
+from .failure import storable
+from ..job import ClaimedJob
+from .ledger import Ledger
+from ..lifecycle import Bury, Transition
+from ..storage.base import Guard, Settled, Settlement, Storage
+
+__all__ = ["Completer"]
+
+logger = logging.getLogger("workers")
+
+MAX_WRITE = 1000
+_RETRY_MOST = 2.0
+
+W = TypeVar("W", Guard, Settlement)
+
+
+class _Stream(Generic[W]):
+    """One kind of write: a buffer, and the loop that empties it."""
+
+    def __init__(
+        self,
+        write: Callable[[list[W], bool], Coroutine[Any, Any, None]],
+        refused: Callable[[W, StorageError], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._write: Callable[[list[W], bool], Coroutine[Any, Any, None]] = write
+        self._refused: Callable[[W, StorageError], Coroutine[Any, Any, None]] = refused
+        self.buffer: list[W] = []
+        self.event = asyncio.Event()
+        self.closed = False
+        self.busy = False
+
+    def add(self, item: W) -> None:
+        self.buffer.append(item)
+        self.event.set()
+
+    async def run(self) -> None:
+        while True:
+            await self.event.wait()
+            self.event.clear()
+            while self.buffer:
+                batch, self.buffer = self.buffer[:MAX_WRITE], self.buffer[MAX_WRITE:]
+                self.busy = True
+                await self._persist(batch)
+                self.busy = False
+            if self.closed:
+                return
+
+    async def _persist(self, batch: list[W]) -> None:
+        """Write `batch`, however often it takes."""
+        uncertain, delay = False, 0.05
+        while True:
+            try:
+                await self._write(batch, uncertain)
+                return
+            except StorageUnavailableError as error:
+                if not uncertain:
+                    logger.warning("outcomes of %d jobs can't be written now: %s", len(batch), error)
+                uncertain = True
+                await asyncio.sleep(delay * random.uniform(0.5, 1))
+                delay = min(_RETRY_MOST, delay * 2)
+            except StorageError as error:
+                if len(batch) > 1:
+                    for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                        await self._persist(half)
+                    return
+                await self._refused(batch[0], error)
+                return
+
+
+class Completer:
+    """Reports are plain calls that can't be cancelled; `run` does the writing."""
+
+    def __init__(self, storage: Storage, ledger: Ledger) -> None:
+        self._storage = storage
+        self._ledger = ledger
+        self._done: _Stream[Guard] = _Stream(self._write_done, self._refused)
+        self._rest: _Stream[Settlement] = _Stream(self._write_rest, self._refused)
+        self._forgotten: list[int] = []
+        self.fenced = 0
+        self.superseded = 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is waiting to be written."""
+        return not (self._done.buffer or self._done.busy or self._rest.buffer or self._rest.busy)
+
+    def completed(self, job: ClaimedJob) -> None:
+        """The job is finished and its row can go."""
+        self._done.add(Guard(job.id, job.token))
+
+    def ended(self, job: ClaimedJob, transition: Transition) -> None:
+        """Any other end."""
+        self._rest.add(Settlement(Guard(job.id, job.token), job.deduplicated, transition))
+
+    def dropped(self, job: ClaimedJob) -> None:
+        """Nothing is to be written: it has been, in the job's own transaction, or the job is somebody else's."""
+        guard = Guard(job.id, job.token)
+        self._forgotten += self._ledger.closing([guard])
+        self._ledger.settled([guard])
+        self._rest.event.set()
+
+    def close(self) -> None:
+        """End `run` once everything is written."""
+        for stream in (self._done, self._rest):
+            stream.closed = True
+            stream.event.set()
+
+    async def run(self) -> None:
+        """Write until closed."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._done.run)
+            group.start_soon(self._rest.run)
+
+    async def _write_done(self, guards: list[Guard], uncertain: bool) -> None:
+        for session, group in self._by_session(guards, lambda guard: guard.token):
+            closing = self._ledger.closing(group)
+            with anyio.CancelScope(shield=True):
+                written = await self._storage.complete(session, group, closing)
+            self._settled(session, group, Settled(written), uncertain)
+
+    async def _write_rest(self, settlements: list[Settlement], uncertain: bool) -> None:
+        for session, group in self._by_session(settlements, lambda item: item.guard.token):
+            guards = [item.guard for item in group]
+            forgotten, self._forgotten = self._forgotten, []
+            closing = [*self._ledger.closing(guards), *forgotten]
+            try:
+                with anyio.CancelScope(shield=True):
+                    settled = await self._storage.settle(session, group, closing)
+            except StorageError:
+                self._forgotten += forgotten
+                raise
+            self._settled(session, guards, settled, uncertain)
+
+    async def _refused(self, item: Guard | Settlement, error: StorageError) -> None:
+        """The one that the store refuses: try once more with a text that it can't object to."""
+        guard = item.guard if isinstance(item, Settlement) else item
+        extra = {"job_id": guard.id}
+        logger.error("the outcome of job %d was refused: %s", guard.id, error, extra=extra)
+        text = storable(f"its own outcome was refused by the store: {error}")[:500]
+        try:
+            await self._write_rest([Settlement(guard, False, Bury(text))], True)
+        except StorageError:
+            logger.critical("job %d can't be written at all; it stays claimed until it is released", guard.id, extra=extra)
+
+    def _settled(self, session: int, guards: Sequence[Guard], settled: Settled, uncertain: bool) -> None:
+        """Book what a write did."""
+        self._ledger.settled(guards)
+        if settled.superseded:
+            self.superseded += len(settled.superseded)
+            for job_id in settled.superseded:
+                logger.info("job %d made way for an identical one that waits", job_id, extra={"job_id": job_id})
+                telemetry.emit(telemetry.JobSuperseded(session=session, job_id=job_id))
+        if len(settled.written) + len(settled.superseded) == len(guards) or uncertain:
+            return
+        for job_id in {guard.id for guard in guards} - set(settled.written) - set(settled.superseded):
+            self.fenced += 1
+            logger.warning("job %d was taken away; its outcome is not written", job_id, extra={"job_id": job_id})
+            telemetry.emit(telemetry.JobFenced(session=session, job_id=job_id))
+
+    def _by_session(self, items: Sequence[W], token: Callable[[W], int]) -> list[tuple[int, list[W]]]:
+        """Items by the session that claimed them: nearly always one."""
+        groups: dict[int, list[W]] = {}
+        for item in items:
+            groups.setdefault(self._ledger.session_of(token(item)), []).append(item)
+        return list(groups.items())

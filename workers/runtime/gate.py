@@ -1,0 +1,32 @@
+"""What the claimers of a runner share: whether the session may claim, and whether a suspect must be alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+__all__ = ["Gate"]
+
+
+class Gate:
+    """Closed while the session's link is down."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        #: A job is here that killed its process more than once: no other one of the kind, and nothing in advance.
+        self.exclusive = False
+
+    def open(self) -> None:
+        """Let claims through."""
+        self._open.set()
+
+    def close(self) -> None:
+        """Hold claims back."""
+        self._open.clear()
+
+    def is_open(self) -> bool:
+        """Whether the session may claim now."""
+        return self._open.is_set()
+
+    async def wait_open(self) -> None:
+        """Wait until the session may claim."""
+        await self._open.wait()

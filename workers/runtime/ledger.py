@@ -1,0 +1,95 @@
+"""What this runner has in its hands: which jobs, under which claims. Pure bookkeeping.
+
+Used by the event loop; the control thread reads it, so every update is a single operation on a dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from ..job import ClaimedJob
+from ..storage.base import Guard
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """Claims by token, jobs by id. Tokens rise for the life of the process, across sessions."""
+
+    def __init__(self) -> None:
+        self.session = 0
+        self.claims = 0
+        self._last_token = 0
+        self._sessions: list[tuple[int, int]] = []  # (first token, session), latest last
+        self._on_their_way: set[int] = set()
+        self._held: dict[int, int] = {}  # job id -> token
+        self._left: dict[int, int] = {}  # token -> jobs of it that are still held
+        self._claimed_at: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def begin_session(self, session: int) -> None:
+        """Claims from here on belong to `session`."""
+        self._sessions.append((self._last_token + 1, session))
+        self.session = session
+
+    def session_of(self, token: int) -> int:
+        """The session that a token was used in."""
+        for first, session in reversed(self._sessions):
+            if token >= first:
+                return session
+        return self.session
+
+    def begin_claim(self) -> int:
+        """A new token, known as on its way until `claimed` or `unclaimed`."""
+        self._last_token += 1
+        self._on_their_way.add(self._last_token)
+        return self._last_token
+
+    def claimed(self, token: int, jobs: Sequence[ClaimedJob], now: float) -> None:
+        """The claim under `token` arrived."""
+        if jobs:
+            self.claims += 1
+            self._held.update(dict.fromkeys([job.id for job in jobs], token))
+            self._left[token] = len(jobs)
+            self._claimed_at[token] = now
+        # last: the control thread looks here first
+        self._on_their_way.discard(token)
+
+    def unclaimed(self, token: int) -> None:
+        """Nothing stands under `token`."""
+        self._on_their_way.discard(token)
+
+    def claimed_at(self, token: int) -> float:
+        """When the jobs under `token` arrived."""
+        return self._claimed_at.get(token, 0.0)
+
+    def closing(self, guards: Iterable[Guard]) -> list[int]:
+        """The tokens of which no job is left once `guards` are written."""
+        counts: dict[int, int] = {}
+        for guard in guards:
+            counts[guard.token] = counts.get(guard.token, 0) + 1
+        return [token for token, count in counts.items() if self._left.get(token) == count]
+
+    def settled(self, guards: Iterable[Guard]) -> None:
+        """`guards` were written, or turned out to be somebody else's."""
+        for guard in guards:
+            if self._held.get(guard.id) == guard.token:
+                del self._held[guard.id]
+            left = self._left.get(guard.token, 0) - 1
+            if left > 0:
+                self._left[guard.token] = left
+            else:
+                self._left.pop(guard.token, None)
+                self._claimed_at.pop(guard.token, None)
+
+    def orphans(self, claims: Mapping[int, Collection[int]]) -> list[Guard]:
+        """Jobs that the store holds for this session and nobody here knows of: the reply of their claim was lost."""
+        return [
+            Guard(job_id, token)
+            for token, ids in claims.items()
+            if token not in self._on_their_way
+            for job_id in ids
+            if self._held.get(job_id) != token
+        ]

@@ -1,0 +1,111 @@
+"""Keeps the listener open. Without it the runner polls, so whatever goes wrong here is logged and tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import anyio
+
+from .. import telemetry
+from ..errors import StorageError
+from ..storage.base import Listener, Wake
+
+__all__ = ["Listening"]
+
+logger = logging.getLogger("workers")
+
+#: A probe that has not come back by then was not heard.
+_HEARD_WITHIN = 10.0
+_RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
+
+
+class Listening:
+    """Passes wake-ups on to `wake`."""
+
+    def __init__(
+        self,
+        open_listener: Callable[[], Listener | None],
+        wake: Callable[[Wake], None],
+        announce: Callable[[str | None], None],
+    ) -> None:
+        self._open_listener = open_listener
+        self._wake = wake
+        self._announce = announce
+        self._heard = asyncio.Event()
+        self._deaf = asyncio.Event()
+        self._failing = False
+        self._session = 0
+
+    async def run(self, session: int) -> None:
+        """Listen until cancelled."""
+        self._session = session
+        delay = _RETRY_FIRST
+        while True:
+            listener = self._open_listener()
+            if listener is None:
+                return
+            try:
+                await listener.open()
+                self._restored(listener)
+                delay = _RETRY_FIRST
+                reason = await self._listen(listener)
+            except (StorageError, OSError) as error:
+                reason = str(error)
+            finally:
+                self._announce(None)
+                with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
+                    await listener.close()
+            self._lost(reason)
+            await anyio.sleep(delay)
+            delay = min(_RETRY_MOST, delay * 2)
+
+    async def _listen(self, listener: Listener) -> str:
+        """Until the stream ends or turns out to be deaf; says why."""
+        reason = "the connection ended"
+        self._deaf.clear()
+        async with anyio.create_task_group() as group:
+
+            async def hear() -> None:
+                async for wake in listener:
+                    self._heard.set()
+                    if wake is not None:
+                        self._wake(wake)
+                group.cancel_scope.cancel()
+
+            async def notice() -> None:
+                nonlocal reason
+                await self._deaf.wait()
+                reason = "notifications do not arrive"
+                group.cancel_scope.cancel()
+
+            group.start_soon(hear)
+            group.start_soon(notice)
+        return reason
+
+    def probed(self) -> None:
+        """A probe is on its way: it must be heard."""
+        self._heard.clear()
+        asyncio.get_running_loop().call_later(_HEARD_WITHIN, self._check)
+
+    def _check(self) -> None:
+        if not self._heard.is_set():
+            self._deaf.set()
+
+    def _restored(self, listener: Listener) -> None:
+        self._heard.set()
+        self._announce(listener.address)
+        # what was announced while nobody listened
+        self._wake(Wake())
+        if self._failing:
+            self._failing = False
+            logger.info("listening for notifications again")
+        telemetry.emit(telemetry.ListenerStateChanged(session=self._session, listening=True))
+
+    def _lost(self, reason: str) -> None:
+        if not self._failing:
+            self._failing = True
+            logger.warning("polling only: %s", reason)
+        telemetry.emit(telemetry.ListenerStateChanged(session=self._session, listening=False))

@@ -1,0 +1,135 @@
+"""What the session thread and the listener report, and what the runner does about it. On the event loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from .. import telemetry
+from ..errors import StorageError
+from ..storage.base import DeadSession, Maintenance, Storage, Wake
+from .claimer import Claimer
+from .completer import Completer
+from .executor import Fenced
+from .gate import Gate
+from .ledger import Ledger
+from .session import StallHandler
+from .work_queue import WorkQueue
+
+__all__ = ["Reports"]
+
+logger = logging.getLogger("workers")
+
+
+class Reports:
+    """See `session.SessionEvents`."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        ledger: Ledger,
+        completer: Completer,
+        gate: Gate,
+        queues: Mapping[str, WorkQueue],
+        claimers: Mapping[str, Claimer],
+        on_stall: StallHandler | None,
+    ) -> None:
+        self._storage = storage
+        self._ledger = ledger
+        self._completer = completer
+        self._gate = gate
+        self._queues = queues
+        self._claimers = claimers
+        self._on_stall = on_stall
+        self._warned: set[tuple[str, str]] = set()
+        self.probed_listener: Callable[[], None] = lambda: None
+
+    def wake(self, wake: Wake) -> None:
+        """Something is available: in one queue, or in any."""
+        self._storage.noticed(wake)
+        for name, claimer in self._claimers.items():
+            if not wake.queue or wake.queue == name:
+                claimer.wake()
+
+    def link_lost(self, error: StorageError) -> None:
+        """Nothing may be claimed for now."""
+        self._gate.close()
+        logger.warning("the session's connection is lost, nothing is claimed until it is back: %s", error)
+
+    def link_restored(self) -> None:
+        """The session is as it was, and so are its claims."""
+        logger.info("the session's connection is back; session %d goes on", self._ledger.session)
+        self._resume()
+
+    def session_replaced(self, session: int) -> None:
+        """The old session was reaped: what it had claimed belongs to others now, and is stopped without a word."""
+        old = self._ledger.session
+        logger.error("session %d was taken for dead and its jobs were given back; going on as %d", old, session)
+        self._ledger.begin_session(session)
+        for queue in self._queues.values():
+            for attempt in list(queue.running):
+                attempt.stop(Fenced())
+            for job in queue.take_back():
+                self._completer.dropped(job)
+        self._gate.exclusive = False
+        telemetry.emit(telemetry.SessionLost(session=old, successor=session))
+        self._resume()
+
+    def maintained(self, result: Maintenance) -> None:
+        """A second's housekeeping is done."""
+        for wake in result.wakes:
+            self.wake(wake)
+        for queue in result.suspects:
+            claimer = self._claimers.get(queue)
+            if claimer is not None and not claimer.suspects:
+                claimer.suspects = True
+                claimer.wake()
+        for job_type, queue in result.stray:
+            if (job_type, queue) not in self._warned:
+                self._warned.add((job_type, queue))
+                logger.warning(
+                    "jobs of type %s wait in queue %r, which this runner does not work; "
+                    "configure_queue(%r) would work it", job_type, queue, queue,
+                )
+
+    def rescued(self, dead: list[DeadSession]) -> None:
+        """Jobs of dead sessions were given back."""
+        for session in dead:
+            logger.warning(
+                "session %d (%s) is dead, %s: gave back its %d jobs",
+                session.session, session.name, session.reason, session.jobs,
+                extra={"session": self._ledger.session, "dead_session": session.session, "jobs": session.jobs},
+            )
+            telemetry.emit(
+                telemetry.SessionsRescued(
+                    session=self._ledger.session,
+                    dead=session.session,
+                    name=session.name,
+                    reason=session.reason,
+                    jobs=session.jobs,
+                )
+            )
+        self.wake(Wake())
+
+    def probed(self) -> None:
+        """A probe to the listener is on its way."""
+        self.probed_listener()
+
+    def stalled(self, seconds: float, stack: str) -> None:
+        """The loop stands still. On the session thread: nothing here may need the loop."""
+        running = [
+            f"{attempt.job.id} ({attempt.job.job_type})"
+            for queue in self._queues.values()
+            for attempt in list(queue.running)
+        ]
+        logger.critical(
+            "the event loop has not run for %.0f s; a job blocks it. Running: %s\n%s",
+            seconds, ", ".join(running) or "nothing", stack,
+        )
+        if self._on_stall is not None:
+            self._on_stall(seconds, stack)
+
+    def _resume(self) -> None:
+        self._gate.open()
+        for claimer in self._claimers.values():
+            claimer.wake()

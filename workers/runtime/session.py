@@ -1,0 +1,233 @@
+"""The runner's session, kept alive by a thread of its own.
+
+A thread, because a job that blocks the event loop must not cost the runner its lease: the thread renews it, sweeps for dead
+sessions, stages due jobs, and watches the loop itself. It talks to the loop by callbacks only.
+
+When its link breaks, claiming stops, and the thread takes the same lock under the same session again. While the session's
+row is alive every claim is kept: a restart of the server takes no running job away. Only when the session was reaped in the
+meantime does the runner begin a new one, and the jobs of the old one are stopped without writing anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+from ..errors import StorageError
+from .ledger import Ledger
+from ..storage.base import Control, DeadSession, Maintenance, MaintenanceRequest
+
+__all__ = ["SessionEvents", "SessionKeeper", "StallHandler"]
+
+#: Called on the session thread with the seconds and the stack of a loop that stands still.
+StallHandler = Callable[[float, str], None]
+
+logger = logging.getLogger("workers")
+
+TICK = 1.0
+_RETRY = 0.25
+#: A deaf listener is looked for this often.
+PROBE_EVERY = 15.0
+
+
+class SessionEvents(Protocol):
+    """What the thread tells the runner; called on the event loop."""
+
+    def link_lost(self, error: StorageError) -> None:
+        """Nothing may be claimed for now."""
+
+    def link_restored(self) -> None:
+        """The session is as it was."""
+
+    def session_replaced(self, session: int) -> None:
+        """The old session was reaped."""
+
+    def maintained(self, result: Maintenance) -> None:
+        """A second's housekeeping is done."""
+
+    def rescued(self, dead: list[DeadSession]) -> None:
+        """Jobs of dead sessions were given back."""
+
+    def probed(self) -> None:
+        """A probe to the listener is on its way."""
+
+    def stalled(self, seconds: float, stack: str) -> None:
+        """The loop stood still. Called on the thread, while it still does."""
+
+
+class SessionKeeper:
+    """Owns the control link and its thread."""
+
+    def __init__(
+        self,
+        control: Control,
+        ledger: Ledger,
+        events: SessionEvents,
+        request: MaintenanceRequest,
+        *,
+        name: str,
+        stall_limit: float,
+    ) -> None:
+        self._control = control
+        self._ledger = ledger
+        self._events = events
+        self._request = request
+        self._name = name
+        self._stall_limit = stall_limit
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._poke = threading.Event()
+        self._stopping = False
+        self._give_back = True
+        self._waiting: list[Future[Maintenance]] = []
+        self._heartbeat = self._last_beat = time.monotonic()
+        self._beat_pending = False
+        self._stall_reported = False
+        self._next_probe = self._next_reconcile = time.monotonic() + request.lease
+        #: What the listener is reached by; set by the loop.
+        self.listener_address: str | None = None
+        self._thread = threading.Thread(target=self._run, name=f"workers-session-{name}", daemon=True)
+        self.started: Future[int] = Future()
+        self.ended: Future[int] = Future()
+
+    def start(self) -> None:
+        """Start the thread; `started` gets the session's id, or the error."""
+        self._thread.start()
+
+    def stop(self, *, give_back: bool = True) -> None:
+        """End the session; `ended` gets the number of jobs that went back. Returns at once."""
+        self._give_back = give_back
+        self._stopping = True
+        self._poke.set()
+
+    def maintain_now(self) -> Future[Maintenance]:
+        """Ask for a round of housekeeping that begins after this call."""
+        future: Future[Maintenance] = Future()
+        self._waiting.append(future)
+        self._poke.set()
+        return future
+
+    # ------------------------------------------------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        try:
+            session = self._control.open(self._name, self._request.lease)
+        except BaseException as error:
+            self._control.abandon()
+            self.started.set_exception(error)
+            self.ended.set_result(0)
+            return
+        self.started.set_result(session)
+        released = 0
+        try:
+            while not self._stopping:
+                self._tick()
+                self._poke.wait(TICK)
+                self._poke.clear()
+            released = self._end()
+        except BaseException:
+            logger.critical("the session thread died; the lease of this runner will run out", exc_info=True)
+            self._control.abandon()
+        finally:
+            for future in self._waiting:
+                future.cancel()
+            self.ended.set_result(released)
+
+    def _tick(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._watch_loop()
+        try:
+            result = self._control.maintain(self._request)
+            if not result.alive:
+                self._replace_session()
+            elif result.rescue:
+                dead = self._control.rescue()
+                if dead:
+                    self._post(self._events.rescued, dead)
+            self._post(self._events.maintained, result)
+            self._now_and_then()
+        except StorageError as error:
+            self._post(self._events.link_lost, error)
+            for future in waiting:
+                future.set_exception(error)
+            self._recover()
+            return
+        for future in waiting:
+            future.set_result(result)
+
+    def _now_and_then(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_reconcile:
+            self._next_reconcile = now + self._request.lease
+            # the order matters: what is claimed after this line is not in `claims`
+            claims = self._control.claims()
+            orphans = self._ledger.orphans(claims)
+            if orphans and self._control.release(orphans):
+                logger.warning("gave back %d jobs that this runner held without knowing", len(orphans))
+        if now >= self._next_probe and self.listener_address is not None:
+            self._next_probe = now + PROBE_EVERY
+            self._control.probe(self.listener_address)
+            self._post(self._events.probed)
+
+    def _recover(self) -> None:
+        """Get the link back, however long it takes."""
+        while not self._stopping:
+            self._watch_loop()
+            try:
+                if self._control.recover(self._request.lease):
+                    self._post(self._events.link_restored)
+                else:
+                    self._replace_session()
+                return
+            except StorageError:
+                self._poke.wait(_RETRY)
+                self._poke.clear()
+
+    def _replace_session(self) -> None:
+        self._control.abandon()
+        session = self._control.open(self._name, self._request.lease)
+        self._post(self._events.session_replaced, session)
+
+    def _end(self) -> int:
+        if not self._give_back:
+            self._control.abandon()
+            return 0
+        for _ in range(3):
+            try:
+                return self._control.close()
+            except StorageError as error:
+                logger.warning("the session can't be closed now: %s", error)
+                time.sleep(_RETRY)
+        logger.error("the session was left behind; another runner gives its jobs back")
+        self._control.abandon()
+        return 0
+
+    def _post(self, callback: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:  # the loop is closed: nobody is left to be told
+            self._stopping = True
+
+    # ------------------------------------------------------------------------------------------------- watching the loop
+
+    def _watch_loop(self) -> None:
+        now = time.monotonic()
+        if not self._beat_pending:
+            self._beat_pending, self._last_beat = True, now
+            self._post(self._beat)
+        elif now - self._last_beat > self._stall_limit and not self._stall_reported:
+            self._stall_reported = True
+            frame = sys._current_frames().get(self._loop_thread)
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else "(its thread is gone)"
+            self._events.stalled(now - self._last_beat, stack)
+
+    def _beat(self) -> None:
+        self._beat_pending = False
+        self._stall_reported = False

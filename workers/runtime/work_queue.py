@@ -1,0 +1,100 @@
+"""The jobs of one queue that this runner holds, and the workers that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+
+from ..config import QueueConfig
+from .demand import Demand
+from .executor import Attempt
+from ..job import ClaimedJob
+
+__all__ = ["WorkQueue"]
+
+
+class WorkQueue:
+    """Claimed jobs on their way from the claimer to the workers. Event loop only."""
+
+    def __init__(self, name: str, config: QueueConfig) -> None:
+        self.name = name
+        self.config = config
+        self.demand = Demand(config.num_workers)
+        self.running: set[Attempt] = set()
+        self.closed = False
+        #: Set when the claimer has a reason to look: room, a wake-up, the end.
+        self.attention = asyncio.Event()
+        self._jobs: deque[ClaimedJob] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._refill_at = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def idle(self) -> int:
+        """Workers that wait for a job, less those that one is here for already."""
+        return max(0, len(self._waiting) - len(self._jobs))
+
+    def room(self, *, prefetch: bool = True) -> int:
+        """How many jobs to claim now. Claims are made when half of what is held in advance is used up, not one by one."""
+        ahead = self.demand.prefetch if prefetch else 0
+        self._refill_at = ahead // 2
+        held = len(self._jobs)
+        if held > self._refill_at:
+            return 0
+        return max(0, len(self._waiting) + ahead - held)
+
+    def put(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Hand jobs to the workers."""
+        self._jobs.extend(jobs)
+        self._wake(len(jobs))
+
+    def take_back(self, up_to: int | None = None) -> list[ClaimedJob]:
+        """Jobs that have not been started, of claims up to the token `up_to` (or of all): they are no longer here."""
+        taken = [job for job in self._jobs if up_to is None or job.token <= up_to]
+        if taken:
+            gone = set(map(id, taken))
+            self._jobs = deque(job for job in self._jobs if id(job) not in gone)
+        return taken
+
+    def oldest_token(self) -> int | None:
+        """The token of the job that is next."""
+        return self._jobs[0].token if self._jobs else None
+
+    def pop(self) -> ClaimedJob | None:
+        """The next job, if there is one."""
+        if not self._jobs:
+            return None
+        if len(self._jobs) <= self._refill_at:
+            self.attention.set()
+        return self._jobs.popleft()
+
+    async def wait(self) -> None:
+        """Wait until there may be a job, or the queue is closed."""
+        if self._jobs or self.closed:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self.attention.set()
+        try:
+            await waiter
+        finally:
+            if waiter.cancelled():
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(waiter)
+
+    def close(self) -> None:
+        """No more jobs: the workers end when they have finished what they run."""
+        self.closed = True
+        self.attention.set()
+        self._wake(len(self._waiting))
+
+    def _wake(self, count: int) -> None:
+        while count and self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1

@@ -1,0 +1,175 @@
+"""A worker: a long-lived task that runs one job at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from .. import telemetry
+from .claimer import SHARED_CRASHES
+from .completer import Completer
+from .executor import Attempt, Executor
+from ..job import ClaimedJob
+from .gate import Gate
+from .ledger import Ledger
+from ..lifecycle import Bury, Completed, Delete, Failed, Outcome, Release, Retry, Transition
+from ..registry import Registry
+from .work_queue import WorkQueue
+
+__all__ = ["Worker"]
+
+logger = logging.getLogger("workers")
+
+#: A worker whose jobs never wait for anything lets the event loop have its turn this often.
+_SLICE = 0.0005
+
+
+class Worker:
+    """Takes jobs from `queue` until it is closed, runs them and reports how they ended."""
+
+    def __init__(
+        self,
+        queue: WorkQueue,
+        executor: Executor,
+        registry: Registry,
+        ledger: Ledger,
+        completer: Completer,
+        gate: Gate,
+    ) -> None:
+        self._queue = queue
+        self._executor = executor
+        self._registry = registry
+        self._ledger = ledger
+        self._completer = completer
+        self._gate = gate
+
+    async def run(self) -> None:
+        """Work until the queue is closed. Nothing that a job does ends a worker."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        queue, slice_end = self._queue, 0.0
+        while True:
+            job = queue.pop()
+            if job is None:
+                if queue.closed:
+                    return
+                with contextlib.suppress(asyncio.CancelledError):
+                    await queue.wait()
+                slice_end = time.monotonic() + _SLICE
+                continue
+            await self._work(job, task)
+            # a job that cancelled this task may have left the cancellation behind for the next await
+            if task.cancelling():
+                await _come_clean(task)
+            if time.monotonic() >= slice_end:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+                slice_end = time.monotonic() + _SLICE
+
+    async def _work(self, job: ClaimedJob, task: asyncio.Task[None]) -> None:
+        session = self._ledger.session_of(job.token)
+        started = time.monotonic()
+        job_type = self._registry.get(job.job_type)
+        if job_type is None:  # claims are filtered by type: never touch what is not known
+            self._completer.ended(job, Release())
+            return
+        attempt = Attempt(job, job_type, task, started)
+        running = self._queue.running
+        running.add(attempt)
+        timer = None if attempt.deadline is None else _Timer(attempt)
+        if telemetry.wanted(telemetry.JobStarted):
+            telemetry.emit(telemetry.JobStarted(session=session, job=job))
+        try:
+            outcome, transition = await self._executor.run(attempt, session)
+        finally:
+            running.discard(attempt)
+            if timer is not None:
+                timer.cancel()
+            if job.crashes > SHARED_CRASHES:
+                self._gate.exclusive = False
+        duration = time.monotonic() - started
+        self._queue.demand.ran(duration)
+        if type(transition) is Delete:
+            self._completer.completed(job)
+        elif outcome is None or transition is None:
+            self._completer.dropped(job)
+        else:
+            self._completer.ended(job, transition)
+        if outcome is not None:
+            self._report(attempt, session, outcome, transition or Delete(), duration)
+
+    def _report(
+        self, attempt: Attempt, session: int, outcome: Outcome, transition: Transition, duration: float
+    ) -> None:
+        job = attempt.job
+        if telemetry.wanted(telemetry.JobFinished):
+            telemetry.emit(
+                telemetry.JobFinished(
+                    session=session, job=job, outcome=outcome, transition=transition, duration=duration
+                )
+            )
+        if isinstance(transition, Bury) and telemetry.wanted(telemetry.JobDied):
+            event = telemetry.JobDied(session=session, job=job, outcome=outcome, transition=transition)
+            attempt.scope.run(telemetry.emit, event) if attempt.scope is not None else telemetry.emit(event)
+        log_outcome(job, session, outcome, transition, duration)
+
+
+def log_outcome(
+    job: ClaimedJob, session: int, outcome: Outcome, transition: Transition, duration: float
+) -> None:
+    """One line a job: completions at DEBUG, retries as a warning, deaths as an error."""
+    if isinstance(outcome, Completed):
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("job completed", extra=fields(job, session) | {"duration": duration})
+        return
+    extra = fields(job, session) | {"duration": duration, "outcome": type(outcome).__name__.lower()}
+    cause = outcome.exception if isinstance(outcome, Failed) else None
+    info = (type(cause), cause, cause.__traceback__) if cause is not None else None
+    name = f"job {job.id} ({job.job_type})"
+    if isinstance(transition, Bury):
+        logger.error("%s is dead: %s", name, transition.reason, extra=extra, exc_info=info)
+    elif isinstance(transition, Retry):
+        error = transition.error.strip().rpartition("\n")[2]
+        logger.warning("%s failed, next attempt in %.3g s: %s", name, transition.delay, error, extra=extra, exc_info=info)
+    else:
+        logger.info("%s: %s", name, extra["outcome"], extra=extra)
+
+
+def fields(job: ClaimedJob, session: int) -> dict[str, object]:
+    """What every log record about a job carries."""
+    return {
+        "job_id": job.id,
+        "job_type": job.job_type,
+        "queue": job.queue,
+        "attempt": job.retries + 1,
+        "session": session,
+    }
+
+
+class _Timer:
+    """Stops an attempt at its deadline, and asks again each second if it goes on."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._loop = asyncio.get_running_loop()
+        delay = (attempt.deadline or 0.0) - time.monotonic()
+        self._handle = self._loop.call_later(max(0.0, delay), self._strike)
+
+    def _strike(self) -> None:
+        timeout = self._attempt.type.timeout
+        self._attempt.stop(Failed(f"timed out after {timeout:g} s", TimeoutError(f"timed out after {timeout:g} s")))
+        self._handle = self._loop.call_later(1.0, self._strike)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
+async def _come_clean(task: asyncio.Task[None]) -> None:
+    """Take delivery of cancellations that were meant for the job, and forget them."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    while task.cancelling():
+        task.uncancel()
+

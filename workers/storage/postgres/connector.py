@@ -1,0 +1,53 @@
+"""New connections like a pool's: for the runner's own links, which must never wait for the pool nor keep others waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+import psycopg
+from psycopg import conninfo
+
+from .checkout import AnyPool
+
+__all__ = ["Connector"]
+
+#: An asynchronous pool's cursors are no use on a synchronous connection, and our statements do not use them.
+_NOT_OURS = ("cursor_factory",)
+_CONNECT_SECONDS = 5
+
+
+class Connector:
+    """Connects with the conninfo and keyword arguments of `pool`; both may be callables, as psycopg_pool allows."""
+
+    def __init__(self, pool: AnyPool) -> None:
+        self._pool = pool
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A synchronous autocommit connection. Not for a thread with a running event loop, if the pool's are callables."""
+        pool = self._pool
+        if callable(pool.conninfo) or callable(pool.kwargs):
+            dsn, kwargs = asyncio.run(self._resolve())
+        else:
+            dsn, kwargs = _prepared(pool.conninfo, pool.kwargs)
+        return psycopg.Connection.connect(dsn, **kwargs)
+
+    async def connect_async(self) -> psycopg.AsyncConnection[Any]:
+        """An asynchronous autocommit connection."""
+        dsn, kwargs = await self._resolve()
+        return await psycopg.AsyncConnection.connect(dsn, **kwargs)
+
+    async def _resolve(self) -> tuple[str, dict[str, Any]]:
+        values = []
+        for value in (self._pool.conninfo, self._pool.kwargs):
+            result = value() if callable(value) else value
+            values.append(await result if inspect.isawaitable(result) else result)
+        return _prepared(*values)
+
+
+def _prepared(dsn: Any, given: Any) -> tuple[str, dict[str, Any]]:
+    kwargs = {name: value for name, value in (given or {}).items() if name not in _NOT_OURS}
+    if not conninfo.conninfo_to_dict(dsn or "").get("connect_timeout"):
+        kwargs.setdefault("connect_timeout", _CONNECT_SECONDS)
+    return dsn or "", kwargs | {"autocommit": True}

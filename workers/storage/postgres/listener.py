@@ -1,0 +1,59 @@
+"""Wake-ups by LISTEN, on an asynchronous connection of its own. Losing it costs latency and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from ..base import Wake
+from .checkout import fetch_on, translated
+
+__all__ = ["PostgresListener"]
+
+
+class PostgresListener:
+    """One connection that LISTENs on the schema's channel. Not reusable after `close`."""
+
+    def __init__(self, connect: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]]) -> None:
+        self._connect = connect
+        self._conn: psycopg.AsyncConnection[Any] | None = None
+        self.address = ""
+
+    async def open(self) -> None:
+        """Connect and subscribe."""
+        with translated():
+            conn = self._conn = await self._connect()
+            ((channel,),) = await fetch_on(conn, "SELECT workers_channel()", {})
+            await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            self.address = f"probe {conn.info.backend_pid}"
+
+    async def __aiter__(self) -> AsyncIterator[Wake | None]:
+        """Wake-ups as they come; None is the answer to a probe."""
+        conn = self._conn
+        if conn is None:
+            return
+        with translated():
+            async for message in conn.notifies():
+                if message.payload == self.address:
+                    yield None
+                elif not message.payload.startswith("probe "):
+                    yield _parse(message.payload)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            await conn.close()
+
+
+def _parse(payload: str) -> Wake:
+    """A Wake from "position priority queue"; whatever else someone sends wakes everybody."""
+    position, _, rest = payload.partition(" ")
+    priority, _, queue = rest.partition(" ")
+    try:
+        return Wake(queue, int(priority), int(position))
+    except ValueError:
+        return Wake()

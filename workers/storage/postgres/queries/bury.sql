@@ -1,0 +1,24 @@
+-- Jobs that will not be tried again move to the dead letters.
+WITH guard AS (
+    SELECT *
+    FROM unnest(
+        %(ids)s::bigint[], %(tokens)s::bigint[], %(reasons)s::text[], %(errors)s::text[], %(counted)s::boolean[]
+    ) AS guard (id, token, reason, error, counted)
+), gone AS (
+    DELETE FROM background_jobs AS job
+    USING guard
+    WHERE job.id = guard.id AND job.claim_token = guard.token AND job.session_id = %(session)s
+    RETURNING job.*, guard.reason, guard.error, guard.counted
+), dead AS (
+    INSERT INTO dead_jobs AS dead (
+        id, job_type, data, retries, last_retry, created_at, priority, crashes, deduplicated, queue, reason, last_error
+    )
+    SELECT
+        id, job_type, data,
+        CASE WHEN counted THEN least(retries, 2147483646) + 1 ELSE retries END,
+        CASE WHEN counted THEN now() ELSE last_retry END,
+        created_at, priority, crashes, deduplicated, queue, reason, coalesce(error, last_error)
+    FROM gone
+    ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, last_error = excluded.last_error, died_at = now()
+)
+SELECT id, true FROM gone

@@ -1,0 +1,1 @@
+DELETE FROM background_jobs WHERE id = %(id)s AND session_id = %(session)s AND claim_token = %(token)s

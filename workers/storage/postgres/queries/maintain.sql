@@ -1,0 +1,105 @@
+-- One second's housekeeping in one statement, from the control connection of a session.
+--
+-- renewed   this session's lease, when a third of it is gone. The lock is (still) held, so nobody has reason to suspect it.
+-- fit       whether this session may judge others by their leases: not when its own was not renewed in time either. A server
+--           or a network that stood still made everybody late.
+-- judged    the other sessions. A free lock is not a death: restarts and terminated backends free the locks of healthy
+--           runners, which take them again within a second. Dead means: found free twice, about a second apart, with the
+--           server up for 5 s; or the lease has run out. The caller says which of the two it may judge by.
+-- staged    scheduled and retryable rows that are due become available, in the order of their times.
+-- homed     rows inserted without a queue get the one that their job type declares.
+WITH renewed AS (
+    UPDATE worker_sessions
+    SET lease_until = now() + %(lease)s * interval '1 second'
+    WHERE id = %(session)s AND alive AND %(renew)s AND lease_until < now() + %(lease)s * interval '0.67 second'
+), held AS MATERIALIZED (
+    SELECT objid::bigint AS id
+    FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = workers_lock_class()::oid
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+), fit AS MATERIALIZED (
+    SELECT lease_until > now() + %(lease)s * interval '0.4 second' AS to_judge FROM worker_sessions WHERE id = %(session)s
+), judged AS MATERIALIZED (
+    SELECT
+        other.id,
+        other.id NOT IN (SELECT id FROM held) AS free,
+        CASE
+            WHEN %(judge_leases)s AND other.lease_until < now() AND (SELECT to_judge FROM fit) THEN 'its lease ran out'
+            WHEN %(judge_locks)s AND other.id NOT IN (SELECT id FROM held)
+                AND other.suspect_since <= now() - interval '0.9 second'
+                AND pg_postmaster_start_time() < now() - interval '5 seconds' THEN 'its connection is gone'
+        END AS verdict
+    FROM worker_sessions AS other
+    WHERE other.alive AND other.id <> %(session)s
+), sentenced AS MATERIALIZED (
+    SELECT other.id, judged.free, judged.verdict
+    FROM worker_sessions AS other JOIN judged ON judged.id = other.id
+    WHERE other.alive
+        -- on the newest version of the row: another sweep or the owner may have been quicker
+        AND CASE judged.verdict
+            WHEN 'its lease ran out' THEN other.lease_until < now()
+            WHEN 'its connection is gone' THEN other.suspect_since <= now() - interval '0.9 second'
+            ELSE judged.free <> (other.suspect_since IS NOT NULL)
+        END
+    ORDER BY other.id
+    -- a row that is locked is being renewed by its owner or marked by another sweep: waiting here could only deadlock
+    FOR NO KEY UPDATE OF other SKIP LOCKED
+), marked AS (
+    UPDATE worker_sessions AS other
+    SET alive = sentenced.verdict IS NULL,
+        dead_reason = sentenced.verdict,
+        suspect_since = CASE WHEN sentenced.free THEN coalesce(other.suspect_since, now()) END
+    FROM sentenced
+    WHERE other.id = sentenced.id
+    RETURNING other.alive
+), due AS MATERIALIZED (
+    SELECT id, nextval('background_jobs_position_seq') AS position
+    FROM (
+        SELECT id FROM background_jobs
+        WHERE run_at <= now()
+        ORDER BY run_at
+        LIMIT 10000
+        FOR UPDATE SKIP LOCKED
+    ) AS ripe
+), staged AS (
+    UPDATE background_jobs AS job
+    SET run_at = NULL,
+        position = due.position,
+        queue = coalesce(job.queue, (%(declared_queues)s::text[])[array_position(%(job_types)s::text[], job.job_type)])
+    FROM due
+    WHERE job.id = due.id
+    RETURNING job.queue, job.priority, job.position
+), homeless AS MATERIALIZED (
+    SELECT id, nextval('background_jobs_position_seq') AS position
+    FROM (
+        SELECT id FROM background_jobs AS job
+        WHERE queue IS NULL AND run_at IS NULL AND session_id IS NULL AND job_type = ANY(%(job_types)s::text[])
+        ORDER BY job.priority DESC, job.position
+        LIMIT 10000
+        FOR UPDATE SKIP LOCKED
+    ) AS lost
+), homed AS (
+    UPDATE background_jobs AS job
+    SET queue = (%(declared_queues)s::text[])[array_position(%(job_types)s::text[], job.job_type)],
+        position = homeless.position
+    FROM homeless
+    WHERE job.id = homeless.id
+    RETURNING job.queue, job.priority, job.position
+), woken AS MATERIALIZED (
+    SELECT queue, priority, min(position) AS position, workers_notify(queue, priority, min(position))
+    FROM (SELECT * FROM staged UNION ALL SELECT * FROM homed) AS moved
+    WHERE queue IS NOT NULL
+    GROUP BY queue, priority
+)
+SELECT 'alive' AS what, NULL::text AS queue, NULL::smallint AS priority, NULL::bigint AS position
+WHERE EXISTS (SELECT FROM worker_sessions WHERE id = %(session)s AND alive)
+UNION ALL
+SELECT 'rescue', NULL, NULL, NULL
+WHERE EXISTS (SELECT FROM worker_sessions WHERE NOT alive) OR EXISTS (SELECT FROM marked WHERE NOT alive)
+UNION ALL
+SELECT 'wake', queue, priority, position FROM woken
+UNION ALL
+SELECT DISTINCT 'suspects', job.queue, NULL::smallint, NULL::bigint
+FROM background_jobs AS job
+WHERE job.crashes > 0 AND job.run_at IS NULL AND job.session_id IS NULL
+    AND job.queue = ANY(%(queues)s::text[]) AND job.job_type = ANY(%(job_types)s::text[])

@@ -1,0 +1,32 @@
+-- Give back the ordinary jobs of every dead session, each with one crash more. All claims of sessions that are not alive are
+-- looked at, each time: a claim that was on its way when its session died may have landed since. Rows that are still locked
+-- (a transaction of the dead process that the server has not noticed) are left for the next sweep.
+WITH lost AS MATERIALIZED (
+    SELECT *, nextval('background_jobs_position_seq') AS position
+    FROM (
+        SELECT job.id, job.session_id
+        FROM worker_sessions AS session
+        JOIN worker_claims AS claim ON claim.session_id = session.id
+        JOIN background_jobs AS job
+            ON job.id = ANY(claim.ids) AND job.session_id = claim.session_id AND job.claim_token = claim.token
+        WHERE NOT session.alive AND NOT job.deduplicated
+        ORDER BY job.id
+        FOR UPDATE OF job SKIP LOCKED
+    ) AS ordinary
+), back AS (
+    UPDATE background_jobs AS job
+    SET session_id = NULL,
+        claim_token = NULL,
+        crashes = least(job.crashes, 32766) + 1,
+        position = lost.position
+    FROM lost
+    WHERE job.id = lost.id
+    RETURNING lost.session_id, job.queue, job.priority, job.position
+), announced AS (
+    SELECT workers_notify(queue, priority, min(position)) FROM back GROUP BY queue, priority
+), told AS MATERIALIZED (
+    SELECT count(*) FROM announced
+)
+SELECT session.id, session.name, session.dead_reason, count(*)
+FROM back JOIN worker_sessions AS session ON session.id = back.session_id CROSS JOIN told
+GROUP BY session.id, session.name, session.dead_reason

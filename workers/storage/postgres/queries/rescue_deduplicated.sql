@@ -1,0 +1,31 @@
+-- The same for deduplicated jobs: taken out and put back, or superseded. See wait_deduplicated.sql. `only`: this job alone.
+WITH lost AS MATERIALIZED (
+    SELECT job.id
+    FROM worker_sessions AS session
+    JOIN worker_claims AS claim ON claim.session_id = session.id
+    JOIN background_jobs AS job
+        ON job.id = ANY(claim.ids) AND job.session_id = claim.session_id AND job.claim_token = claim.token
+    WHERE NOT session.alive AND job.deduplicated AND (%(only)s::bigint IS NULL OR job.id = %(only)s)
+    ORDER BY job.id
+    FOR UPDATE OF job SKIP LOCKED
+), gone AS (
+    DELETE FROM background_jobs AS job USING lost WHERE job.id = lost.id RETURNING job.*
+), back AS (
+    INSERT INTO background_jobs AS job (
+        id, job_type, data, retries, last_retry, created_at, priority, crashes, deduplicated, queue, dedup_key, last_error
+    )
+    SELECT
+        id, job_type, data, retries, last_retry, created_at, priority, least(crashes, 32766) + 1, true, queue,
+        workers_dedup_key(job_type, data, priority), last_error
+    FROM gone
+    ORDER BY id
+    ON CONFLICT (dedup_key) WHERE dedup_key IS NOT NULL DO NOTHING
+    RETURNING job.id, job.queue, job.priority, job.position
+), announced AS (
+    SELECT workers_notify(queue, priority, min(position)) FROM back GROUP BY queue, priority
+), told AS MATERIALIZED (
+    SELECT count(*) FROM announced
+)
+SELECT session.id, session.name, session.dead_reason, count(*)
+FROM gone JOIN worker_sessions AS session ON session.id = gone.session_id CROSS JOIN told
+GROUP BY session.id, session.name, session.dead_reason

@@ -1,0 +1,35 @@
+-- Ordinary jobs go back to waiting: retried, snoozed, interrupted or never started. A NULL delay means available at once.
+-- Rows are locked in id order, so that overlapping statements do not deadlock. Nothing here can raise: counters are capped,
+-- delays are bounded.
+WITH guard AS (
+    SELECT *
+    FROM unnest(
+        %(ids)s::bigint[], %(tokens)s::bigint[], %(delays)s::float8[], %(errors)s::text[], %(counted)s::boolean[]
+    ) AS guard (id, token, delay, error, counted)
+), held AS MATERIALIZED (
+    SELECT *, nextval('background_jobs_position_seq') AS position
+    FROM (
+        SELECT job.id, guard.delay, guard.error, guard.counted
+        FROM background_jobs AS job JOIN guard ON job.id = guard.id AND job.claim_token = guard.token
+        WHERE job.session_id = %(session)s
+        ORDER BY job.id
+        FOR UPDATE OF job
+    ) AS own
+), back AS (
+    UPDATE background_jobs AS job
+    SET session_id = NULL,
+        claim_token = NULL,
+        retries = CASE WHEN held.counted THEN least(job.retries, 2147483646) + 1 ELSE job.retries END,
+        last_retry = CASE WHEN held.counted THEN now() ELSE job.last_retry END,
+        last_error = coalesce(held.error, job.last_error),
+        run_at = workers_run_at(NULL, held.delay),
+        position = held.position
+    FROM held
+    WHERE job.id = held.id
+    RETURNING job.id, job.queue, job.priority, job.position, job.run_at
+), announced AS (
+    SELECT workers_notify(queue, priority, min(position)) FROM back WHERE run_at IS NULL GROUP BY queue, priority
+), told AS MATERIALIZED (
+    SELECT count(*) FROM announced
+)
+SELECT back.id, true FROM back CROSS JOIN told

@@ -1,0 +1,33 @@
+-- The same for deduplicated jobs, which may meet an identical waiting row, or a twin of their own batch. An UPDATE would
+-- raise; so the row is taken out and put back under its own id, and makes way where an identical one waits (superseded).
+-- The insert waits for a transaction that is just enqueueing an identical job: callers bound that with lock_timeout.
+WITH guard AS (
+    SELECT *
+    FROM unnest(
+        %(ids)s::bigint[], %(tokens)s::bigint[], %(delays)s::float8[], %(errors)s::text[], %(counted)s::boolean[]
+    ) AS guard (id, token, delay, error, counted)
+), gone AS (
+    DELETE FROM background_jobs AS job
+    USING guard
+    WHERE job.id = guard.id AND job.claim_token = guard.token AND job.session_id = %(session)s
+    RETURNING job.*, guard.delay, guard.error, guard.counted
+), back AS (
+    INSERT INTO background_jobs AS job (
+        id, job_type, data, retries, last_retry, created_at, priority, crashes, deduplicated, queue, run_at, dedup_key, last_error
+    )
+    SELECT
+        id, job_type, data,
+        CASE WHEN counted THEN least(retries, 2147483646) + 1 ELSE retries END,
+        CASE WHEN counted THEN now() ELSE last_retry END,
+        created_at, priority, crashes, true, queue,
+        workers_run_at(NULL, delay), workers_dedup_key(job_type, data, priority), coalesce(error, last_error)
+    FROM gone
+    ORDER BY id
+    ON CONFLICT (dedup_key) WHERE dedup_key IS NOT NULL DO NOTHING
+    RETURNING job.id, job.queue, job.priority, job.position, job.run_at
+), announced AS (
+    SELECT workers_notify(queue, priority, min(position)) FROM back WHERE run_at IS NULL GROUP BY queue, priority
+), told AS MATERIALIZED (
+    SELECT count(*) FROM announced
+)
+SELECT gone.id, back.id IS NOT NULL FROM gone LEFT JOIN back ON back.id = gone.id CROSS JOIN told

@@ -1,0 +1,256 @@
+"""The session's own link: lock, lease, sweep. One synchronous connection, used from one thread.
+
+The connection is the session's sign of life: it holds a session-level advisory lock, which the server frees when the
+process dies. What the lock can't see (a stopped process, a link that is half open) the lease does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from ...errors import StorageUnavailableError
+from ..base import DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
+from .checkout import STATEMENT_SECONDS, translated
+from .statements import statement
+
+__all__ = ["PostgresControl"]
+
+#: The lock is held by the server's end of the connection, so the server's end must notice a peer that is gone.
+#: Keepalives alone took 22 s to free it, tcp_user_timeout 6. (No effect on a unix socket.)
+_SETTINGS = {
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
+    "lock_timeout": "2s",
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+    "tcp_user_timeout": "6s",
+    "tcp_keepalives_idle": "3s",
+    "tcp_keepalives_interval": "1s",
+    "tcp_keepalives_count": "3",
+}
+
+#: After an outage the owners of other sessions get this long to come back before anyone judges them.
+_RECONNECT_SECONDS = 5.0
+_STRAY_EVERY = 60.0
+#: The lease is waiting to be renewed: no more than this many waits of 50 ms in one go.
+_MAX_BLOCKED = 20
+
+_MAINTAIN, _STRAY = statement("maintain"), statement("stray")
+_RESCUE, _RESCUE_DEDUPLICATED, _LOST = map(statement, ("rescue", "rescue_deduplicated", "lost_deduplicated"))
+_BURY_CLAIMS, _LOCK_DEAD, _REMOVE = map(statement, ("bury_claims", "lock_dead_sessions", "remove_sessions"))
+_OPEN, _RETAKE, _CLAIMS = map(statement, ("open_session", "retake_session", "session_claims"))
+_LOCK_SESSION, _END, _END_CLAIMS = map(statement, ("lock_session", "end_session", "end_claims"))
+_HELD_IDS, _WAIT, _WAIT_DEDUPLICATED = map(statement, ("held_ids", "wait", "wait_deduplicated"))
+
+
+_Step = Callable[[], list[tuple[Any, ...]]]
+
+
+class PostgresControl:
+    """See `storage.base.Control`. `connect` makes a new autocommit connection."""
+
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection[Any]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._conn: psycopg.Connection[Any] | None = None
+        self._session = 0
+        self._locked = False
+        # when this connection may judge others by their locks, and by their leases
+        self._judge_locks_at = self._judge_leases_at = 0.0
+        self._next_stray = 0.0
+
+    def open(self, name: str, lease: float) -> int:
+        """Connect and register: first the lock, then the row."""
+        with translated():
+            self._reconnect()
+            self._judge_locks_at = 0.0
+            ((self._session,),) = self._fetch("SELECT nextval('worker_sessions_id_seq')::bigint")
+            self._take_lock()
+            self._fetch(_OPEN, session=self._session, name=name, lease=lease)
+        return self._session
+
+    def recover(self, lease: float) -> bool:
+        """Reconnect and take the same lock; True while the session's row is alive."""
+        with translated():
+            self._reconnect()
+            self._take_lock()
+            return bool(self._fetch(_RETAKE, session=self._session, lease=lease))
+
+    def maintain(self, request: MaintenanceRequest) -> Maintenance:
+        """One statement; see queries/maintain.sql."""
+        now = self._clock()
+        with translated():
+            if not self._locked:
+                self._take_lock()
+            rows = self._fetch(
+                _MAINTAIN,
+                session=self._session,
+                lease=request.lease,
+                renew=request.renew,
+                judge_locks=now >= self._judge_locks_at,
+                judge_leases=now >= self._judge_leases_at,
+                job_types=list(request.declared),
+                declared_queues=list(request.declared.values()),
+                queues=list(request.queues),
+            )
+            stray: Collection[tuple[str, str]] = ()
+            if now >= self._next_stray:
+                self._next_stray = now + _STRAY_EVERY
+                found = self._fetch(_STRAY, queues=list(request.queues), job_types=list(request.declared))
+                stray = [(job_type, queue) for job_type, queue in found]
+        kinds = {row[0] for row in rows}
+        return Maintenance(
+            alive="alive" in kinds,
+            rescue="rescue" in kinds,
+            wakes=[Wake(queue, priority, position) for what, queue, priority, position in rows if what == "wake"],
+            suspects={queue for what, queue, _, _ in rows if what == "suspects"},
+            stray=stray,
+        )
+
+    def rescue(self) -> list[DeadSession]:
+        """Give back the jobs of dead sessions and remove what is finished of them."""
+        with translated():
+            rows = self._fetch(_RESCUE)
+            rows += self._apart(
+                lambda: self._fetch(_RESCUE_DEDUPLICATED, only=None),
+                lambda: [partial(self._fetch, _RESCUE_DEDUPLICATED, only=only) for (only,) in self._fetch(_LOST)],
+            )
+            self._fetch(_BURY_CLAIMS)
+            with self._connection().transaction():
+                sessions = [row[0] for row in self._fetch(_LOCK_DEAD)]
+                self._fetch(_REMOVE, sessions=sessions)
+        rescued: dict[int, DeadSession] = {}
+        for session, name, reason, jobs in rows:
+            before = rescued[session].jobs if session in rescued else 0
+            rescued[session] = DeadSession(session, name, reason or "", before + jobs)
+        return list(rescued.values())
+
+    def claims(self) -> Mapping[int, Collection[int]]:
+        """The ids under each token of this session."""
+        with translated():
+            return dict(self._fetch(_CLAIMS, session=self._session))
+
+    def probe(self, address: str) -> None:
+        """Notify a listener."""
+        with translated():
+            self._fetch("SELECT pg_notify(workers_channel(), %(address)s)", address=address)
+
+    def release(self, guards: Sequence[Guard]) -> int:
+        """Give back jobs, uncounted."""
+        with translated():
+            rows = self._fetch(_HELD_IDS, session=self._session, tokens=list({guard.token for guard in guards}))
+            wanted = {(guard.id, guard.token) for guard in guards}
+            return self._give_back([row for row in rows if (row[0], row[1]) in wanted])
+
+    def close(self) -> int:
+        """Give back everything, remove the session, disconnect.
+
+        What an open transaction keeps from going back stays, with the session, for the sweep of another one.
+        """
+        with translated():
+            if self._conn is None or self._conn.closed:
+                self._reconnect()
+            with self._connection().transaction():
+                # after a claim on its way has landed, and before another one can
+                self._fetch(_LOCK_SESSION, session=self._session)
+                tokens = list(self.claims())
+                released = self._give_back(self._fetch(_HELD_IDS, session=self._session, tokens=tokens))
+                self._fetch(_END_CLAIMS, session=self._session)
+                self._fetch(_END, session=self._session)
+        self.abandon()
+        return released
+
+    def abandon(self) -> None:
+        """Disconnect without a word."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    def _give_back(self, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Release (id, token, deduplicated) rows; returns how many."""
+        ordinary = [row for row in rows if not row[2]]
+        deduplicated = [row for row in rows if row[2]]
+        released = len(self._write(_WAIT, ordinary)) if ordinary else 0
+        if deduplicated:
+            released += len(
+                self._apart(
+                    partial(self._write, _WAIT_DEDUPLICATED, deduplicated),
+                    lambda: [partial(self._write, _WAIT_DEDUPLICATED, [row]) for row in deduplicated],
+                )
+            )
+        return released
+
+    def _write(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        return self._fetch(
+            sql,
+            session=self._session,
+            ids=[row[0] for row in rows],
+            tokens=[row[1] for row in rows],
+            delays=[None] * len(rows),
+            errors=[None] * len(rows),
+            counted=[False] * len(rows),
+        )
+
+    def _apart(self, together: _Step, parts: Callable[[], Sequence[_Step]]) -> list[tuple[Any, ...]]:
+        """All together; or each part alone, leaving out those that have to wait for a transaction that is just enqueueing
+        the same job: it must not keep the others."""
+        conn = self._connection()
+        try:
+            with conn.transaction():
+                self._fetch("SELECT set_config('lock_timeout', '250ms', true)")
+                return together()
+        except psycopg.errors.LockNotAvailable:
+            pass
+        rows: list[tuple[Any, ...]] = []
+        blocked = 0
+        for part in parts():
+            try:
+                with conn.transaction():
+                    self._fetch("SELECT set_config('lock_timeout', '50ms', true)")
+                    rows += part()
+            except psycopg.errors.LockNotAvailable:
+                blocked += 1
+                if blocked == _MAX_BLOCKED:
+                    break
+        return rows
+
+    def _reconnect(self) -> None:
+        self.abandon()
+        self._locked = False
+        self._conn = self._connect()
+        self._judge_locks_at = self._judge_leases_at = self._clock() + _RECONNECT_SECONDS
+        self._fetch(
+            "SELECT set_config(item.name, item.value, false)"
+            " FROM unnest(%(names)s::text[], %(values)s::text[]) AS item (name, value)"
+            # idle_session_timeout came with PostgreSQL 14, transaction_timeout with 17
+            " WHERE current_setting(item.name, true) IS NOT NULL",
+            names=list(_SETTINGS),
+            values=list(_SETTINGS.values()),
+        )
+
+    def _take_lock(self) -> None:
+        """Try to take the session's lock. It may still be with our own last backend, which the server has not given up on
+        yet; until then the lease alone speaks for us."""
+        ((self._locked,),) = self._fetch(
+            "SELECT pg_try_advisory_lock(workers_lock_class(), %(session)s::integer)", session=self._session
+        )
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        if self._conn is None:
+            raise StorageUnavailableError("the control connection is closed")
+        return self._conn
+
+    def _fetch(self, sql: str, **params: Any) -> list[tuple[Any, ...]]:
+        with self._connection().cursor(row_factory=tuple_row) as cursor:
+            cursor.execute(sql, params)
+            return cursor.fetchall() if cursor.description else []

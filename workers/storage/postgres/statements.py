@@ -1,0 +1,19 @@
+"""The SQL of this engine: one file a query under `queries/`, read once at import.
+
+Parameters are named, in psycopg's form: %(name)s.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+__all__ = ["statement"]
+
+_QUERIES = files(__package__) / "queries"
+
+
+def statement(name: str) -> str:
+    """The text of queries/<name>.sql, without its comments: servers log and cache what is sent."""
+    lines = (_QUERIES / f"{name}.sql").read_text("utf-8").splitlines()
+    kept = (line.partition("--")[0].rstrip() for line in lines)
+    return "\n".join(line for line in kept if line)
