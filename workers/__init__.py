@@ -20,9 +20,10 @@ from .errors import (
     UnsupportedConnectionError,
     WorkersError,
 )
+from .handle import RunnerHandle, RunnerThread
 from .job import ClaimedJob, JobRecord, JobState, Priority
 from .migrations import migrate
-from .runner import Runner, RunnerHandle, RunnerThread
+from .runner import Runner
 
 __version__ = "0.1.0"
 

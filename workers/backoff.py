@@ -50,7 +50,7 @@ class Exponential(msgspec.Struct, frozen=True, kw_only=True):
             seconds = min(self.cap, self.base * float(self.factor) ** max(attempt - 1, 0))
         except OverflowError:
             seconds = self.cap
-        return seconds * (1 + self.jitter * (2 * random.random() - 1))  # noqa: S311 - spreading load, not a secret
+        return seconds * (1 + self.jitter * (2 * random.random() - 1))
 
 
 class Linear(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,9 @@ class CurrentJob:
 
     __slots__ = ("_connection", "_deadline", "_job", "_session")
 
-    def __init__(self, job: ClaimedJob, session: int, deadline: float | None = None, connection: Any = None) -> None:
+    def __init__(
+        self, job: ClaimedJob, session: int, deadline: float | None = None, connection: Any = None
+    ) -> None:
         self._job = job
         self._session = session
         self._deadline = deadline
@@ -70,7 +72,9 @@ class CurrentJob:
         A psycopg AsyncConnection for `async def run`, a Connection for `def run`. Raises WorkersError for other jobs.
         """
         if self._connection is None:
-            raise WorkersError(f"{self.job_type} is not transactional; set `transactional = True` on its class")
+            raise WorkersError(
+                f"{self.job_type} is not transactional; set `transactional = True` on its class"
+            )
         return self._connection
 
 

@@ -7,7 +7,15 @@ from enum import IntEnum, StrEnum
 
 import msgspec
 
-__all__ = ["MAX_PRIORITY", "MIN_PRIORITY", "ClaimedJob", "JobRecord", "JobState", "NewJob", "Priority"]
+__all__ = [
+    "MAX_PRIORITY",
+    "MIN_PRIORITY",
+    "ClaimedJob",
+    "JobRecord",
+    "JobState",
+    "NewJob",
+    "Priority",
+]
 
 #: The range of PostgreSQL's smallint, which the original's `priority` column is.
 MIN_PRIORITY, MAX_PRIORITY = -32768, 32767

@@ -173,7 +173,9 @@ def decide(job: ClaimedJob, outcome: Outcome, policy: JobPolicy) -> Transition:
     """What `outcome` does to `job` under `policy`. Never raises for what a job, a payload or a strategy says."""
     try:
         return _TABLE[type(outcome)](job, outcome, policy)
-    except Exception as error:  # a user's backoff or archive predicate: its fault must not lose the outcome
+    except (
+        Exception
+    ) as error:  # a user's backoff or archive predicate: its fault must not lose the outcome
         if isinstance(outcome, Completed):
             return _ARCHIVE
         return Retry(60.0, f"{type(error).__name__} in the retry policy; {outcome!r}")

@@ -130,7 +130,10 @@ class Subscription(AbstractContextManager["Subscription"]):
                 _subscribers.pop(kind, None)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

@@ -32,7 +32,9 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-__all__ = ["ATOMIC", "SETTLED", "Target", "django_database", "open_target"]
+from tests.helpers.django_database import django_database
+
+__all__ = ["ATOMIC", "SETTLED", "Target", "open_target"]
 
 
 def _same(value: Any) -> Any:
@@ -196,34 +198,6 @@ async def _async_core(url: str, driver: str, **settings: Any) -> AsyncIterator[T
 
 
 # Django -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def django_database(url: str) -> Iterator[Any]:
-    """Django with `url` as its default database."""
-    import django
-    from django.conf import settings
-
-    if not settings.configured:
-        settings.configure(DATABASES={}, USE_TZ=True)
-        django.setup()
-    from django.db import connection, connections
-    from django.db.utils import ConnectionHandler
-
-    given = {key: str(value) for key, value in conninfo_to_dict(url).items()}
-    default = {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": given.pop("dbname"),
-        "USER": given.pop("user", ""),
-        "PASSWORD": given.pop("password", ""),
-        "HOST": given.pop("host", ""),
-        "PORT": given.pop("port", ""),
-        "OPTIONS": given,
-    }
-    connections.settings["default"] = ConnectionHandler({"default": default}).settings["default"]
-    yield connection
-    connection.close()
-    del connections["default"]
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import psycopg
 import pytest
 
-from tests.helpers.enqueue_targets import ATOMIC, SETTLED, Target, django_database, open_target
+from tests.helpers.django_database import django_database
+from tests.helpers.enqueue_targets import ATOMIC, SETTLED, Target, open_target
 from workers import BackgroundJob, InvalidJobError, Priority, UnsupportedConnectionError
 from workers.job_type import describe
 

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 
 import anyio
 
-from .completer import Completer
-from .gate import Gate
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
-from .ledger import Ledger
 from ..lifecycle import Release
 from ..storage.base import Claimed, ClaimRequest, Scan, Storage
+from .completer import Completer
+from .gate import Gate
+from .ledger import Ledger
 from .work_queue import WorkQueue
 
 __all__ = ["SHARED_CRASHES", "Claimer"]
@@ -77,7 +77,9 @@ class Claimer:
             self._give_back_overslept(now)
             if now >= next_poll:
                 self._more = True
-                next_poll = now + queue.config.poll_interval + random.uniform(0, queue.config.jitter)
+                next_poll = (
+                    now + queue.config.poll_interval + random.uniform(0, queue.config.jitter)
+                )
             limit = min(self._max_batch, queue.room(prefetch=not self._gate.exclusive))
             if limit and self.suspects:
                 await self.claim_suspect()
@@ -123,7 +125,12 @@ class Claimer:
     async def _claim_and_hand_over(self, limit: int, scan: Scan) -> Claimed:
         token, session = self._ledger.begin_claim(), self._ledger.session
         request = ClaimRequest(
-            session=session, token=token, queue=self._queue.name, job_types=self._job_types, limit=limit, scan=scan
+            session=session,
+            token=token,
+            queue=self._queue.name,
+            job_types=self._job_types,
+            limit=limit,
+            scan=scan,
         )
         try:
             claimed = await self._storage.claim(request)
@@ -134,7 +141,9 @@ class Claimer:
             self._ledger.unclaimed(token)
             raise
         if self._failures:
-            logger.info("queue %s: claiming again", self._queue.name, extra={"queue": self._queue.name})
+            logger.info(
+                "queue %s: claiming again", self._queue.name, extra={"queue": self._queue.name}
+            )
             self._failures = 0
         self._ledger.claimed(token, claimed.jobs, time.monotonic())
         self._queue.put(claimed.jobs)
@@ -167,7 +176,9 @@ class Claimer:
         late = self._queue.take_back(oldest)
         self._queue.demand.overslept()
         self.give_back(late)
-        logger.debug("queue %s: gave back %d jobs that no worker was free for", self._queue.name, len(late))
+        logger.debug(
+            "queue %s: gave back %d jobs that no worker was free for", self._queue.name, len(late)
+        )
 
     def give_back(self, jobs: Sequence[ClaimedJob]) -> None:
         """Jobs that were never started become available again, uncounted."""

@@ -17,11 +17,11 @@ import anyio
 
 from .. import telemetry
 from ..errors import StorageError, StorageUnavailableError
-from .failure import storable
 from ..job import ClaimedJob
-from .ledger import Ledger
 from ..lifecycle import Bury, Transition
 from ..storage.base import Guard, Settled, Settlement, Storage
+from .failure import storable
+from .ledger import Ledger
 
 __all__ = ["Completer"]
 
@@ -73,7 +73,9 @@ class _Stream(Generic[W]):
                 return
             except StorageUnavailableError as error:
                 if not uncertain:
-                    logger.warning("outcomes of %d jobs can't be written now: %s", len(batch), error)
+                    logger.warning(
+                        "outcomes of %d jobs can't be written now: %s", len(batch), error
+                    )
                 uncertain = True
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(_RETRY_MOST, delay * 2)
@@ -159,24 +161,42 @@ class Completer:
         try:
             await self._write_rest([Settlement(guard, False, Bury(text))], True)
         except StorageError:
-            logger.critical("job %d can't be written at all; it stays claimed until it is released", guard.id, extra=extra)
+            logger.critical(
+                "job %d can't be written at all; it stays claimed until it is released",
+                guard.id,
+                extra=extra,
+            )
 
-    def _settled(self, session: int, guards: Sequence[Guard], settled: Settled, uncertain: bool) -> None:
+    def _settled(
+        self, session: int, guards: Sequence[Guard], settled: Settled, uncertain: bool
+    ) -> None:
         """Book what a write did."""
         self._ledger.settled(guards)
         if settled.superseded:
             self.superseded += len(settled.superseded)
             for job_id in settled.superseded:
-                logger.info("job %d made way for an identical one that waits", job_id, extra={"job_id": job_id})
+                logger.info(
+                    "job %d made way for an identical one that waits",
+                    job_id,
+                    extra={"job_id": job_id},
+                )
                 telemetry.emit(telemetry.JobSuperseded(session=session, job_id=job_id))
         if len(settled.written) + len(settled.superseded) == len(guards) or uncertain:
             return
-        for job_id in {guard.id for guard in guards} - set(settled.written) - set(settled.superseded):
+        for job_id in (
+            {guard.id for guard in guards} - set(settled.written) - set(settled.superseded)
+        ):
             self.fenced += 1
-            logger.warning("job %d was taken away; its outcome is not written", job_id, extra={"job_id": job_id})
+            logger.warning(
+                "job %d was taken away; its outcome is not written",
+                job_id,
+                extra={"job_id": job_id},
+            )
             telemetry.emit(telemetry.JobFenced(session=session, job_id=job_id))
 
-    def _by_session(self, items: Sequence[W], token: Callable[[W], int]) -> list[tuple[int, list[W]]]:
+    def _by_session(
+        self, items: Sequence[W], token: Callable[[W], int]
+    ) -> list[tuple[int, list[W]]]:
         """Items by the session that claimed them: nearly always one."""
         groups: dict[int, list[W]] = {}
         for item in items:

@@ -1,7 +1,7 @@
 """How many jobs a queue should hold in advance. Pure.
 
-A claim costs a round trip, so short jobs are claimed by the hundred; a long one that is claimed in advance waits here
-while another runner could start it, so none is. What decides is the p95 of the recent run times: as many jobs are held as the
+A claim costs a round trip, so short jobs are claimed by the hundred; a long one that is claimed in advance waits here while
+another runner could start it, so none is. What decides is the p95 of the recent run times: as many jobs are held as the
 workers start within HORIZON.
 """
 

@@ -1,8 +1,8 @@
 """One attempt, from the stored row to its outcome.
 
-Isolation comes first: the job's code runs in its own copy of the context, driven step by step inside the worker's task, so
-that neither a task nor a timer is needed for it. Whatever it raises is its outcome; a cancellation that nobody here asked for
-is a failure of the job and goes no further.
+Isolation comes first: the job's code runs in its own copy of the context, driven step by step inside the worker's task,
+so that neither a task nor a timer is needed for it. Whatever it raises is its outcome; a cancellation that nobody here
+asked for is a failure of the job and goes no further.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from anyio import CapacityLimiter
 from .. import telemetry
 from ..current import CurrentJob, current
 from ..errors import Cancel, Discard, InvalidJobError, Snooze, StorageError
-from .failure import describe, storable
 from ..job import ClaimedJob
+from ..job_type import JobType
 from ..lifecycle import (
     Cancelled,
     Completed,
@@ -34,8 +34,8 @@ from ..lifecycle import (
     Transition,
     decide,
 )
-from ..job_type import JobType
 from ..storage.base import Guard, Settlement, Storage
+from .failure import describe, storable
 
 __all__ = ["Attempt", "Executor", "Fenced"]
 
@@ -49,7 +49,9 @@ class Attempt:
 
     __slots__ = ("deadline", "in_thread", "job", "scope", "started", "stopped", "task", "type")
 
-    def __init__(self, job: ClaimedJob, job_type: JobType, task: asyncio.Task[Any], started: float) -> None:
+    def __init__(
+        self, job: ClaimedJob, job_type: JobType, task: asyncio.Task[Any], started: float
+    ) -> None:
         self.job = job
         self.type = job_type
         self.task = task
@@ -72,7 +74,12 @@ class Executor:
     """Runs the attempts of one queue in `base`, the context that the runner was started in."""
 
     def __init__(
-        self, storage: Storage, context: Any, base: Context, num_workers: int, is_closing: Callable[[], bool]
+        self,
+        storage: Storage,
+        context: Any,
+        base: Context,
+        num_workers: int,
+        is_closing: Callable[[], bool],
     ) -> None:
         self._storage = storage
         self._context = context
@@ -117,7 +124,11 @@ class Executor:
     async def _call(self, attempt: Attempt, payload: Any, scope: Context) -> None:
         if attempt.in_thread:
             result = await anyio.to_thread.run_sync(
-                scope.run, payload.run, self._context, limiter=self._limiter, abandon_on_cancel=False
+                scope.run,
+                payload.run,
+                self._context,
+                limiter=self._limiter,
+                abandon_on_cancel=False,
             )
         else:
             result = scope.run(payload.run, self._context)
@@ -135,7 +146,12 @@ class Executor:
         guard = Guard(attempt.job.id, attempt.job.token)
         if attempt.in_thread:
             await anyio.to_thread.run_sync(
-                self._transaction_in_thread, attempt, session, payload, limiter=self._limiter, abandon_on_cancel=False
+                self._transaction_in_thread,
+                attempt,
+                session,
+                payload,
+                limiter=self._limiter,
+                abandon_on_cancel=False,
             )
             return
         async with self._storage.transaction(session, guard) as run:
@@ -145,19 +161,25 @@ class Executor:
             await run.finish(self._finishing(attempt))
 
     def _transaction_in_thread(self, attempt: Attempt, session: int, payload: Any) -> None:
-        with self._storage.transaction_sync(session, Guard(attempt.job.id, attempt.job.token)) as run:
+        with self._storage.transaction_sync(
+            session, Guard(attempt.job.id, attempt.job.token)
+        ) as run:
             if run is None:
                 raise Fenced
             result = self._enter(attempt, session, run.connection).run(payload.run, self._context)
             if inspect.isawaitable(result):
                 if isinstance(result, Coroutine):
                     result.close()
-                raise TypeError("`def run` of a transactional job returned an awaitable; make it `async def run`")
+                raise TypeError(
+                    "`def run` of a transactional job returned an awaitable; make it `async def run`"
+                )
             run.finish(self._finishing(attempt))
 
     @staticmethod
     def _finishing(attempt: Attempt) -> Settlement:
-        if attempt.stopped is not None:  # it ran out of time in a thread: nothing of it may be committed
+        if (
+            attempt.stopped is not None
+        ):  # it ran out of time in a thread: nothing of it may be committed
             raise _Stopped
         job = attempt.job
         transition = decide(job, Completed(), attempt.type.policy)
@@ -202,7 +224,9 @@ class _Driven(Awaitable[None]):
 
     __slots__ = ("_coroutine", "_scope", "_waited_for")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], scope: Context, waited_for: Any) -> None:
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], scope: Context, waited_for: Any
+    ) -> None:
         self._coroutine = coroutine
         self._scope = scope
         self._waited_for = waited_for
@@ -211,7 +235,10 @@ class _Driven(Awaitable[None]):
         enter, send, throw = self._scope.run, self._coroutine.send, self._coroutine.throw
         waited_for = self._waited_for
         try:
-            if waited_for is None and inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CREATED:
+            if (
+                waited_for is None
+                and inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CREATED
+            ):
                 waited_for = enter(send, None)
             while True:
                 try:
@@ -237,7 +264,10 @@ def _stopped(attempt: Attempt) -> Outcome:
     if outcome is None or isinstance(outcome, Fenced):
         return Interrupted()
     if isinstance(outcome, Failed):
-        return Failed(f"{outcome.error} (ended after {time.monotonic() - attempt.started:.3g} s)", outcome.exception)
+        return Failed(
+            f"{outcome.error} (ended after {time.monotonic() - attempt.started:.3g} s)",
+            outcome.exception,
+        )
     return outcome
 
 

@@ -54,7 +54,9 @@ class Reports:
     def link_lost(self, error: StorageError) -> None:
         """Nothing may be claimed for now."""
         self._gate.close()
-        logger.warning("the session's connection is lost, nothing is claimed until it is back: %s", error)
+        logger.warning(
+            "the session's connection is lost, nothing is claimed until it is back: %s", error
+        )
 
     def link_restored(self) -> None:
         """The session is as it was, and so are its claims."""
@@ -64,7 +66,11 @@ class Reports:
     def session_replaced(self, session: int) -> None:
         """The old session was reaped: what it had claimed belongs to others now, and is stopped without a word."""
         old = self._ledger.session
-        logger.error("session %d was taken for dead and its jobs were given back; going on as %d", old, session)
+        logger.error(
+            "session %d was taken for dead and its jobs were given back; going on as %d",
+            old,
+            session,
+        )
         self._ledger.begin_session(session)
         for queue in self._queues.values():
             for attempt in list(queue.running):
@@ -89,7 +95,10 @@ class Reports:
                 self._warned.add((job_type, queue))
                 logger.warning(
                     "jobs of type %s wait in queue %r, which this runner does not work; "
-                    "configure_queue(%r) would work it", job_type, queue, queue,
+                    "configure_queue(%r) would work it",
+                    job_type,
+                    queue,
+                    queue,
                 )
 
     def rescued(self, dead: list[DeadSession]) -> None:
@@ -97,8 +106,15 @@ class Reports:
         for session in dead:
             logger.warning(
                 "session %d (%s) is dead, %s: gave back its %d jobs",
-                session.session, session.name, session.reason, session.jobs,
-                extra={"session": self._ledger.session, "dead_session": session.session, "jobs": session.jobs},
+                session.session,
+                session.name,
+                session.reason,
+                session.jobs,
+                extra={
+                    "session": self._ledger.session,
+                    "dead_session": session.session,
+                    "jobs": session.jobs,
+                },
             )
             telemetry.emit(
                 telemetry.SessionsRescued(
@@ -124,7 +140,9 @@ class Reports:
         ]
         logger.critical(
             "the event loop has not run for %.0f s; a job blocks it. Running: %s\n%s",
-            seconds, ", ".join(running) or "nothing", stack,
+            seconds,
+            ", ".join(running) or "nothing",
+            stack,
         )
         if self._on_stall is not None:
             self._on_stall(seconds, stack)

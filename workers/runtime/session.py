@@ -21,8 +21,8 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from ..errors import StorageError
-from .ledger import Ledger
 from ..storage.base import Control, DeadSession, Maintenance, MaintenanceRequest
+from .ledger import Ledger
 
 __all__ = ["SessionEvents", "SessionKeeper", "StallHandler"]
 
@@ -93,7 +93,9 @@ class SessionKeeper:
         self._next_probe = self._next_reconcile = time.monotonic() + request.lease
         #: What the listener is reached by; set by the loop.
         self.listener_address: str | None = None
-        self._thread = threading.Thread(target=self._run, name=f"workers-session-{name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"workers-session-{name}", daemon=True
+        )
         self.started: Future[int] = Future()
         self.ended: Future[int] = Future()
 
@@ -133,7 +135,9 @@ class SessionKeeper:
                 self._poke.clear()
             released = self._end()
         except BaseException:
-            logger.critical("the session thread died; the lease of this runner will run out", exc_info=True)
+            logger.critical(
+                "the session thread died; the lease of this runner will run out", exc_info=True
+            )
             self._control.abandon()
         finally:
             for future in self._waiting:
@@ -170,7 +174,9 @@ class SessionKeeper:
             claims = self._control.claims()
             orphans = self._ledger.orphans(claims)
             if orphans and self._control.release(orphans):
-                logger.warning("gave back %d jobs that this runner held without knowing", len(orphans))
+                logger.warning(
+                    "gave back %d jobs that this runner held without knowing", len(orphans)
+                )
         if now >= self._next_probe and self.listener_address is not None:
             self._next_probe = now + PROBE_EVERY
             self._control.probe(self.listener_address)
@@ -225,7 +231,11 @@ class SessionKeeper:
         elif now - self._last_beat > self._stall_limit and not self._stall_reported:
             self._stall_reported = True
             frame = sys._current_frames().get(self._loop_thread)
-            stack = "".join(traceback.format_stack(frame)) if frame is not None else "(its thread is gone)"
+            stack = (
+                "".join(traceback.format_stack(frame))
+                if frame is not None
+                else "(its thread is gone)"
+            )
             self._events.stalled(now - self._last_beat, stack)
 
     def _beat(self) -> None:

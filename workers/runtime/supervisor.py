@@ -68,11 +68,15 @@ class Supervisor:
         self._queues = {name: WorkQueue(name, queue) for name, queue in queues.items()}
         job_types = tuple(sorted(job_type.name for job_type in registry))
         self._claimers = {
-            name: Claimer(storage, queue, self.ledger, self.completer, self._gate, job_types, config.max_batch)
+            name: Claimer(
+                storage, queue, self.ledger, self.completer, self._gate, job_types, config.max_batch
+            )
             for name, queue in self._queues.items()
         }
         self._context, self._base = context, copy_context()
-        self._reports = Reports(storage, self.ledger, self.completer, self._gate, self._queues, self._claimers, on_stall)
+        self._reports = Reports(
+            storage, self.ledger, self.completer, self._gate, self._queues, self._claimers, on_stall
+        )
         self._listening = Listening(storage.listener, self._reports.wake, self._listener_address)
         self._keeper = SessionKeeper(
             storage.control(),
@@ -104,7 +108,9 @@ class Supervisor:
         if grace is not None:
             self._grace = grace
             if self._grace_scope is not None:
-                self._grace_scope.deadline = min(self._grace_scope.deadline, anyio.current_time() + grace)
+                self._grace_scope.deadline = min(
+                    self._grace_scope.deadline, anyio.current_time() + grace
+                )
         self._shutdown.set()
 
     async def run(self) -> None:
@@ -170,7 +176,9 @@ class Supervisor:
         if not done:
             writer.cancel()
             await asyncio.wait([writer])
-            logger.error("outcomes could not be written before the end; those jobs will be run again")
+            logger.error(
+                "outcomes could not be written before the end; those jobs will be run again"
+            )
         elif not writer.cancelled() and (error := writer.exception()) is not None:
             self._failure = self._failure or error
 
@@ -181,7 +189,9 @@ class Supervisor:
                 self._storage, self._context, self._base, queue.config.num_workers, self._is_closing
             )
             for number in range(1, queue.config.num_workers + 1):
-                worker = Worker(queue, executor, self._registry, self.ledger, self.completer, self._gate)
+                worker = Worker(
+                    queue, executor, self._registry, self.ledger, self.completer, self._gate
+                )
                 task = asyncio.create_task(worker.run(), name=f"worker-{queue.name}-{number}")
                 self._workers.add(task)
                 task.add_done_callback(self._worker_ended)
@@ -212,7 +222,9 @@ class Supervisor:
             if not self.ready.done():
                 self.ready.set_result(None)
             session, queues = self.ledger.session, sorted(self._queues)
-            logger.info("runner started: session %d, queues %s", session, queues, extra={"session": session})
+            logger.info(
+                "runner started: session %d, queues %s", session, queues, extra={"session": session}
+            )
             await self._shutdown.wait()
             group.cancel_scope.cancel()
 
@@ -220,13 +232,17 @@ class Supervisor:
         """Wait for running jobs; stop those that are not done when the grace is over."""
         if not await self._workers_end_within(self._grace):
             stopped = self._running()
-            logger.warning("the grace is over: stopping %d jobs", len(stopped), extra={"job_ids": stopped})
+            logger.warning(
+                "the grace is over: stopping %d jobs", len(stopped), extra={"job_ids": stopped}
+            )
             for queue in self._queues.values():
                 for attempt in list(queue.running):
                     attempt.stop(Interrupted("shutdown"))
             if not await self._workers_end_within(_LAST_SECONDS):
                 unfinished = self._running()
-                logger.error("jobs that would not stop: %s", unfinished, extra={"job_ids": unfinished})
+                logger.error(
+                    "jobs that would not stop: %s", unfinished, extra={"job_ids": unfinished}
+                )
                 if not self.ended.done():
                     self.ended.set_result(unfinished)
 
@@ -243,7 +259,9 @@ class Supervisor:
             self.shutdown()
 
     def _running(self) -> list[int]:
-        return sorted(attempt.job.id for queue in self._queues.values() for attempt in queue.running)
+        return sorted(
+            attempt.job.id for queue in self._queues.values() for attempt in queue.running
+        )
 
     def _is_closing(self) -> bool:
         return self._task is None or self._task.cancelling() > 0
@@ -257,7 +275,12 @@ class Supervisor:
         """Shut down once nothing is claimable and nothing runs here. Other runners' jobs and future ones do not count."""
         while True:
             claims = self.ledger.claims
-            if not self.ledger and self.completer.idle and await self._is_empty() and claims == self.ledger.claims:
+            if (
+                not self.ledger
+                and self.completer.idle
+                and await self._is_empty()
+                and claims == self.ledger.claims
+            ):
                 self.shutdown()
                 return
             await anyio.sleep(_EMPTY_EVERY)
@@ -274,5 +297,3 @@ class Supervisor:
             if await claimer.claim(1, thorough=True) != 0:
                 return False
         return True
-
-

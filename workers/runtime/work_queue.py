@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from ..config import QueueConfig
+from ..job import ClaimedJob
 from .demand import Demand
 from .executor import Attempt
-from ..job import ClaimedJob
 
 __all__ = ["WorkQueue"]
 

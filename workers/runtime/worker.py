@@ -8,14 +8,14 @@ import logging
 import time
 
 from .. import telemetry
+from ..job import ClaimedJob
+from ..lifecycle import Bury, Completed, Delete, Failed, Outcome, Release, Retry, Transition
+from ..registry import Registry
 from .claimer import SHARED_CRASHES
 from .completer import Completer
 from .executor import Attempt, Executor
-from ..job import ClaimedJob
 from .gate import Gate
 from .ledger import Ledger
-from ..lifecycle import Bury, Completed, Delete, Failed, Outcome, Release, Retry, Transition
-from ..registry import Registry
 from .work_queue import WorkQueue
 
 __all__ = ["Worker"]
@@ -101,18 +101,31 @@ class Worker:
             self._report(attempt, session, outcome, transition or Delete(), duration)
 
     def _report(
-        self, attempt: Attempt, session: int, outcome: Outcome, transition: Transition, duration: float
+        self,
+        attempt: Attempt,
+        session: int,
+        outcome: Outcome,
+        transition: Transition,
+        duration: float,
     ) -> None:
         job = attempt.job
         if telemetry.wanted(telemetry.JobFinished):
             telemetry.emit(
                 telemetry.JobFinished(
-                    session=session, job=job, outcome=outcome, transition=transition, duration=duration
+                    session=session,
+                    job=job,
+                    outcome=outcome,
+                    transition=transition,
+                    duration=duration,
                 )
             )
         if isinstance(transition, Bury) and telemetry.wanted(telemetry.JobDied):
-            event = telemetry.JobDied(session=session, job=job, outcome=outcome, transition=transition)
-            attempt.scope.run(telemetry.emit, event) if attempt.scope is not None else telemetry.emit(event)
+            event = telemetry.JobDied(
+                session=session, job=job, outcome=outcome, transition=transition
+            )
+            attempt.scope.run(
+                telemetry.emit, event
+            ) if attempt.scope is not None else telemetry.emit(event)
         log_outcome(job, session, outcome, transition, duration)
 
 
@@ -132,7 +145,14 @@ def log_outcome(
         logger.error("%s is dead: %s", name, transition.reason, extra=extra, exc_info=info)
     elif isinstance(transition, Retry):
         error = transition.error.strip().rpartition("\n")[2]
-        logger.warning("%s failed, next attempt in %.3g s: %s", name, transition.delay, error, extra=extra, exc_info=info)
+        logger.warning(
+            "%s failed, next attempt in %.3g s: %s",
+            name,
+            transition.delay,
+            error,
+            extra=extra,
+            exc_info=info,
+        )
     else:
         logger.info("%s: %s", name, extra["outcome"], extra=extra)
 
@@ -159,7 +179,9 @@ class _Timer:
 
     def _strike(self) -> None:
         timeout = self._attempt.type.timeout
-        self._attempt.stop(Failed(f"timed out after {timeout:g} s", TimeoutError(f"timed out after {timeout:g} s")))
+        self._attempt.stop(
+            Failed(f"timed out after {timeout:g} s", TimeoutError(f"timed out after {timeout:g} s"))
+        )
         self._handle = self._loop.call_later(1.0, self._strike)
 
     def cancel(self) -> None:
@@ -172,4 +194,3 @@ async def _come_clean(task: asyncio.Task[None]) -> None:
         await asyncio.sleep(0)
     while task.cancelling():
         task.uncancel()
-

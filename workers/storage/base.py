@@ -204,19 +204,27 @@ class Storage(Protocol):
     async def claim(self, request: ClaimRequest) -> Claimed:
         """Take jobs. Must not be cancelled half-way: shield it."""
 
-    async def complete(self, session: int, guards: Sequence[Guard], closed: Collection[int]) -> Collection[int]:
+    async def complete(
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
+    ) -> Collection[int]:
         """Delete finished jobs and forget the `closed` tokens; returns the ids that were deleted."""
 
-    async def settle(self, session: int, settlements: Sequence[Settlement], closed: Collection[int]) -> Settled:
+    async def settle(
+        self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
+    ) -> Settled:
         """Write every other transition, and forget the `closed` tokens."""
 
     async def release_claim(self, session: int, token: int) -> int:
         """Give back whatever stands under `token`: for a claim whose reply was lost. Returns how many jobs."""
 
-    def transaction(self, session: int, guard: Guard) -> AbstractAsyncContextManager[TransactionalRun | None]:
+    def transaction(
+        self, session: int, guard: Guard
+    ) -> AbstractAsyncContextManager[TransactionalRun | None]:
         """A transaction that holds the job's row; None when the claim is gone. Rolled back when the block raises."""
 
-    def transaction_sync(self, session: int, guard: Guard) -> AbstractContextManager[SyncTransactionalRun | None]:
+    def transaction_sync(
+        self, session: int, guard: Guard
+    ) -> AbstractContextManager[SyncTransactionalRun | None]:
         """The same for a job that runs in a thread."""
 
     def noticed(self, wake: Wake) -> None:
@@ -228,7 +236,9 @@ class Storage(Protocol):
     async def find(self, job_id: int) -> JobRecord | None:
         """One job, wherever it stands."""
 
-    async def list_jobs(self, state: JobState, *, limit: int = 100, after: int = 0) -> list[JobRecord]:
+    async def list_jobs(
+        self, state: JobState, *, limit: int = 100, after: int = 0
+    ) -> list[JobRecord]:
         """Jobs in `state` with an id above `after`, in id order."""
 
     async def failed_jobs(self, limit: int = 10) -> tuple[int, list[int]]:

@@ -56,7 +56,7 @@ class MemoryControl:
                 session.lease_until = max(session.lease_until, tables.clock() + request.lease)
             wakes = self._make_available(request.declared)
             known = [
-                row
+                (row, row.queue)
                 for row in tables.rows.values()
                 if row.run_at is None and row.queue is not None and row.job_type in request.declared
             ]
@@ -64,11 +64,11 @@ class MemoryControl:
                 alive=alive,
                 wakes=wakes,
                 suspects={
-                    row.queue
-                    for row in known
-                    if row.queue in request.queues and row.crashes and row.state is JobState.AVAILABLE
+                    queue
+                    for row, queue in known
+                    if queue in request.queues and row.crashes and row.state is JobState.AVAILABLE
                 },
-                stray={(row.job_type, row.queue) for row in known if row.queue not in request.queues},
+                stray={(row.job_type, queue) for row, queue in known if queue not in request.queues},
                 rescue=any(not other.alive for other in tables.sessions.values()),
             )
 
@@ -149,8 +149,7 @@ class MemoryControl:
         with tables.lock:
             session = tables.sessions.get(self._id)
             released = tables.give_back(list(tables.standing(session, session.claims))) if session else 0
-            if session is not None and session.alive:
-                del tables.sessions[self._id]
+            tables.sessions.pop(self._id, None)
             self._linked = False
         return released
 

@@ -150,7 +150,9 @@ class PostgresControl:
         with translated():
             rows = self._fetch(_HELD_IDS, session=self._session, tokens=list({guard.token for guard in guards}))
             wanted = {(guard.id, guard.token) for guard in guards}
-            return self._give_back([row for row in rows if (row[0], row[1]) in wanted])
+            released = self._give_back([row for row in rows if (row[0], row[1]) in wanted])
+            self._fetch(_END_CLAIMS, session=self._session)
+            return released
 
     def close(self) -> int:
         """Give back everything, remove the session, disconnect.

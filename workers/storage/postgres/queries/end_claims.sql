@@ -1,4 +1,4 @@
--- The claims of a session that ends, but for those under which something still stands: a sweep will find that.
+-- The claims of a session under which nothing stands any more.
 DELETE FROM worker_claims AS claim
 WHERE claim.session_id = %(session)s
     AND NOT EXISTS (

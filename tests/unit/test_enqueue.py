@@ -1,0 +1,147 @@
+"""What `enqueue` and `enqueue_batch` write, and what they refuse before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from workers import BackgroundJob, InvalidJobError, Priority, UnsupportedConnectionError
+from workers.job import NewJob
+from workers.storage.base import Storage
+
+
+class Quiet(BackgroundJob[Any]):
+    """A base with a run method."""
+
+    async def run(self, ctx: Any) -> None: ...
+
+
+class SendEmail(Quiet):
+    queue = "emails"
+    priority = Priority.HIGH
+
+    to: str
+    subject: str = "Welcome!"
+    copies: list[str] = field(default_factory=list)
+
+
+class Store(Storage):
+    """Remembers what it was given; of the port it has what `enqueue` needs."""
+
+    def __init__(self) -> None:
+        self.jobs: list[NewJob] = []
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[int | None]:
+        self.jobs += jobs
+        return list(range(1, len(jobs) + 1))
+
+
+def new_store() -> Any:
+    return Store()  # type: ignore[abstract]  # the rest of the port is of no use here
+
+
+async def test_enqueue_writes_what_the_class_says() -> None:
+    store = new_store()
+    assert await SendEmail(to="a").enqueue(store) == 1
+    data = '{"to":"a","subject":"Welcome!","copies":[]}'
+    assert store.jobs == [NewJob(job_type="send_email", data=data, queue="emails", priority=10)]
+
+
+async def test_the_keywords_override_it() -> None:
+    store = new_store()
+    when = datetime(2999, 1, 1, tzinfo=UTC)
+    await Quiet().enqueue(store, priority=Priority.LOW, queue="slow", run_at=when)
+    await Quiet().enqueue(store, delay=timedelta(minutes=1))
+    await Quiet().enqueue(store, delay=2, priority=0)
+    late = NewJob(job_type="quiet", data="{}", queue="slow", priority=-10, run_at=when)
+    waits = [
+        NewJob(job_type="quiet", data="{}", queue="default", delay=delay) for delay in (60.0, 2.0)
+    ]
+    assert store.jobs == [late, *waits]
+
+
+async def test_a_batch_is_one_call() -> None:
+    class Unique(Quiet):
+        deduplicated = True
+
+        number: int
+
+    store = new_store()
+    assert await Unique.enqueue_batch(store, (Unique(number=n) for n in (5, 6))) == [1, 2]
+    assert [(job.data, job.deduplicated) for job in store.jobs] == [
+        ('{"number":5}', True),
+        ('{"number":6}', True),
+    ]
+    assert await Unique(number=7).enqueue(store) == 1
+    assert store.jobs[-1].deduplicated
+    assert await Unique.enqueue_batch(store, []) == []
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"run_at": datetime(2999, 1, 1)}, "run_at has no time zone"),
+    ({"run_at": "tomorrow"}, "run_at is a str: use an aware datetime"),
+    ({"run_at": datetime(2999, 1, 1, tzinfo=UTC), "delay": 1}, "run_at or delay, not both"),
+    ({"delay": -1}, "delay is -1: it must be finite and 0 or more"),
+    ({"delay": timedelta(seconds=-1)}, "delay is -1"),
+    ({"delay": float("nan")}, "delay is nan"),
+    ({"delay": timedelta(days=40_000)}, "delay is over 100 years"),
+    ({"delay": True}, "delay is a bool"),
+    ({"priority": 32_768}, "priority is out of range"),
+    ({"priority": "HIGH"}, "priority is a str"),
+    ({"priority": True}, "priority is a bool"),
+    ({"queue": ""}, "queue is ''"),
+    ({"queue": "a b"}, "queue is 'a b'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_wrong_options_are_refused_at_the_call(options: dict[str, Any], message: str) -> None:
+    store = new_store()
+    with pytest.raises(InvalidJobError, match=f"job 'quiet': .*{message}"):
+        _ = Quiet().enqueue(store, **options)
+    with pytest.raises(InvalidJobError, match=message):
+        _ = Quiet.enqueue_batch(store, [], **options)
+    assert store.jobs == []
+
+
+def test_wrong_payloads_are_refused_at_the_call() -> None:
+    store = new_store()
+    wrong: Any = {"to": 1}
+    with pytest.raises(InvalidJobError, match="job 'send_email', field `to`"):
+        _ = SendEmail(**wrong).enqueue(store)
+    with pytest.raises(InvalidJobError, match=r"jobs\[1\]: job 'send_email', field `to`"):
+        _ = SendEmail.enqueue_batch(store, [SendEmail(to="a"), SendEmail(**wrong)])
+    assert store.jobs == []
+
+
+@pytest.mark.parametrize("stranger", [Quiet(), object(), None])
+def test_a_batch_is_of_one_class(stranger: Any) -> None:
+    class Below(SendEmail): ...
+
+    store = new_store()
+    with pytest.raises(InvalidJobError, match=r"jobs\[1\] is a \w+: a batch of SendEmail takes"):
+        _ = SendEmail.enqueue_batch(store, [SendEmail(to="a"), stranger])
+    with pytest.raises(InvalidJobError, match=r"jobs\[0\] is a .*Below"):
+        _ = SendEmail.enqueue_batch(store, [Below(to="a")])
+
+
+@pytest.mark.parametrize(
+    ("conn", "message"),
+    [
+        ("postgresql://user:hidden@host/db", "a string; connect first"),
+        (None, "NoneType"),
+        (object(), r"builtins\.object\. What works: a psycopg connection"),
+        (Quiet, "builtins.type"),
+    ],
+)
+def test_what_is_no_connection(conn: Any, message: str) -> None:
+    with pytest.raises(UnsupportedConnectionError, match=f"can't enqueue on .*{message}") as caught:
+        Quiet().enqueue(conn)
+    assert "workers_enqueue" in str(caught.value)
+    assert "hidden" not in str(caught.value)
+    with pytest.raises(UnsupportedConnectionError):
+        Quiet.enqueue_batch(conn, [])
