@@ -24,8 +24,11 @@ from .handle import RunnerHandle, RunnerThread
 from .job import ClaimedJob, JobRecord, JobState, Priority
 from .migrations import migrate
 from .runner import Runner
+from .sentry import install as _install_sentry
 
 __version__ = "0.1.0"
+
+_install_sentry()
 
 __all__ = [
     "BackgroundJob",

@@ -126,7 +126,7 @@ def _psycopg(conn: Connection[Any], query: Query, parameters: Parameters, shape:
     # the user's own kind of cursor where it can be: it may be there for a proxy, or for tracing
     raw = _is_raw(conn.cursor_factory)
     cursor = Cursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
-    return shape(cursor.execute(query.text, parameters).fetchall())
+    return shape(cursor.execute(query.text, _flat(parameters)).fetchall())
 
 
 async def _psycopg_async(
@@ -134,8 +134,16 @@ async def _psycopg_async(
 ) -> T:
     raw = _is_raw(conn.cursor_factory)
     cursor = AsyncCursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
-    await cursor.execute(query.text, parameters)
+    await cursor.execute(query.text, _flat(parameters))
     return shape(await cursor.fetchall())
+
+
+def _flat(parameters: Parameters) -> Parameters:
+    """The same with a list of payloads written as an array's text, which psycopg would do element by element."""
+    if type(parameters["data"]) is list:
+        quoted = [text.replace("\\", "\\\\").replace('"', '\\"') for text in parameters["data"]]
+        parameters["data"] = '{"' + '","'.join(quoted) + '"}'
+    return parameters
 
 
 def _is_raw(cursor_factory: type) -> bool:
@@ -182,7 +190,7 @@ def _django(conn: Any, query: Query, parameters: Parameters, shape: Shape[T]) ->
             "for example connections['jobs']"
         )
     with conn.cursor() as cursor:
-        cursor.execute(query.text, parameters)
+        cursor.execute(query.text, _flat(parameters))
         return shape(cursor.fetchall())
 
 

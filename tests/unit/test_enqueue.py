@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import field
 from datetime import UTC, datetime, timedelta
@@ -145,3 +147,14 @@ def test_what_is_no_connection(conn: Any, message: str) -> None:
     assert "hidden" not in str(caught.value)
     with pytest.raises(UnsupportedConnectionError):
         Quiet.enqueue_batch(conn, [])
+
+
+def test_no_optional_library_is_imported() -> None:
+    program = (
+        "import sys, workers, workers.connections; "
+        "print({'sqlalchemy', 'django', 'pydantic', 'asyncpg', 'psycopg2'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

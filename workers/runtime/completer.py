@@ -31,6 +31,7 @@ MAX_WRITE = 1000
 _RETRY_MOST = 2.0
 
 W = TypeVar("W", Guard, Settlement)
+Item = TypeVar("Item")
 
 
 class _Stream(Generic[W]):
@@ -47,16 +48,23 @@ class _Stream(Generic[W]):
         self.event = asyncio.Event()
         self.closed = False
         self.busy = False
+        self._poked = False
 
     def add(self, item: W) -> None:
         self.buffer.append(item)
+        self.event.set()
+
+    def poke(self) -> None:
+        """Write, even if the batch is empty."""
+        self._poked = True
         self.event.set()
 
     async def run(self) -> None:
         while True:
             await self.event.wait()
             self.event.clear()
-            while self.buffer:
+            while self.buffer or self._poked:
+                self._poked = False
                 batch, self.buffer = self.buffer[:MAX_WRITE], self.buffer[MAX_WRITE:]
                 self.busy = True
                 await self._persist(batch)
@@ -115,10 +123,7 @@ class Completer:
 
     def dropped(self, job: ClaimedJob) -> None:
         """Nothing is to be written: it has been, in the job's own transaction, or the job is somebody else's."""
-        guard = Guard(job.id, job.token)
-        self._forgotten += self._ledger.closing([guard])
-        self._ledger.settled([guard])
-        self._rest.event.set()
+        self._forget(self._ledger.settled([Guard(job.id, job.token)]))
 
     def close(self) -> None:
         """End `run` once everything is written."""
@@ -133,24 +138,28 @@ class Completer:
             group.start_soon(self._rest.run)
 
     async def _write_done(self, guards: list[Guard], uncertain: bool) -> None:
-        for session, group in self._by_session(guards, lambda guard: guard.token):
-            closing = self._ledger.closing(group)
-            with anyio.CancelScope(shield=True):
-                written = await self._storage.complete(session, group, closing)
-            self._settled(session, group, Settled(written), uncertain)
+        forgotten = self._by_session(self._forgotten, int)
+        for session in forgotten.keys() - self._by_session(guards, _token).keys():
+            await self._complete(session, [], forgotten[session], uncertain)
+        for session, group in self._by_session(guards, _token).items():
+            closing = [*self._ledger.closing(group), *forgotten.get(session, ())]
+            await self._complete(session, group, closing, uncertain)
+
+    async def _complete(
+        self, session: int, guards: list[Guard], closing: list[int], uncertain: bool
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            written = await self._storage.complete(session, guards, closing)
+        self._forgotten = [token for token in self._forgotten if token not in closing]
+        self._settled(session, guards, closing, Settled(written), uncertain)
 
     async def _write_rest(self, settlements: list[Settlement], uncertain: bool) -> None:
-        for session, group in self._by_session(settlements, lambda item: item.guard.token):
+        for session, group in self._by_session(settlements, lambda item: item.guard.token).items():
             guards = [item.guard for item in group]
-            forgotten, self._forgotten = self._forgotten, []
-            closing = [*self._ledger.closing(guards), *forgotten]
-            try:
-                with anyio.CancelScope(shield=True):
-                    settled = await self._storage.settle(session, group, closing)
-            except StorageError:
-                self._forgotten += forgotten
-                raise
-            self._settled(session, guards, settled, uncertain)
+            closing = self._ledger.closing(guards)
+            with anyio.CancelScope(shield=True):
+                settled = await self._storage.settle(session, group, closing)
+            self._settled(session, guards, closing, settled, uncertain)
 
     async def _refused(self, item: Guard | Settlement, error: StorageError) -> None:
         """The one that the store refuses: try once more with a text that it can't object to."""
@@ -168,10 +177,17 @@ class Completer:
             )
 
     def _settled(
-        self, session: int, guards: Sequence[Guard], settled: Settled, uncertain: bool
+        self,
+        session: int,
+        guards: Sequence[Guard],
+        closing: Sequence[int],
+        settled: Settled,
+        uncertain: bool,
     ) -> None:
         """Book what a write did."""
-        self._ledger.settled(guards)
+        emptied = self._ledger.settled(guards)
+        # the last two jobs of a claim may have been written at the same time, in both streams
+        self._forget([token for token in emptied if token not in closing])
         if settled.superseded:
             self.superseded += len(settled.superseded)
             for job_id in settled.superseded:
@@ -194,11 +210,21 @@ class Completer:
             )
             telemetry.emit(telemetry.JobFenced(session=session, job_id=job_id))
 
+    def _forget(self, tokens: Sequence[int]) -> None:
+        """Nothing is left of these claims."""
+        if tokens:
+            self._forgotten += tokens
+            self._done.poke()
+
     def _by_session(
-        self, items: Sequence[W], token: Callable[[W], int]
-    ) -> list[tuple[int, list[W]]]:
+        self, items: Sequence[Item], token: Callable[[Item], int]
+    ) -> dict[int, list[Item]]:
         """Items by the session that claimed them: nearly always one."""
-        groups: dict[int, list[W]] = {}
+        groups: dict[int, list[Item]] = {}
         for item in items:
             groups.setdefault(self._ledger.session_of(token(item)), []).append(item)
-        return list(groups.items())
+        return groups
+
+
+def _token(guard: Guard) -> int:
+    return guard.token

@@ -72,17 +72,21 @@ class Ledger:
             counts[guard.token] = counts.get(guard.token, 0) + 1
         return [token for token, count in counts.items() if self._left.get(token) == count]
 
-    def settled(self, guards: Iterable[Guard]) -> None:
-        """`guards` were written, or turned out to be somebody else's."""
+    def settled(self, guards: Iterable[Guard]) -> list[int]:
+        """`guards` were written, or turned out to be somebody else's. Returns the tokens of which nothing is left."""
+        emptied = []
         for guard in guards:
-            if self._held.get(guard.id) == guard.token:
-                del self._held[guard.id]
-            left = self._left.get(guard.token, 0) - 1
-            if left > 0:
+            if self._held.get(guard.id) != guard.token:
+                continue
+            del self._held[guard.id]
+            left = self._left[guard.token] - 1
+            if left:
                 self._left[guard.token] = left
             else:
-                self._left.pop(guard.token, None)
+                del self._left[guard.token]
                 self._claimed_at.pop(guard.token, None)
+                emptied.append(guard.token)
+        return emptied
 
     def orphans(self, claims: Mapping[int, Collection[int]]) -> list[Guard]:
         """Jobs that the store holds for this session and nobody here knows of: the reply of their claim was lost."""

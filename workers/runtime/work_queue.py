@@ -68,9 +68,10 @@ class WorkQueue:
         """The next job, if there is one."""
         if not self._jobs:
             return None
+        job = self._jobs.popleft()
         if len(self._jobs) <= self._refill_at:
             self.attention.set()
-        return self._jobs.popleft()
+        return job
 
     async def wait(self) -> None:
         """Wait until there may be a job, or the queue is closed."""

@@ -21,6 +21,8 @@ from .work_queue import WorkQueue
 __all__ = ["Worker"]
 
 logger = logging.getLogger("workers")
+#: Records of single jobs, all with the same fields: a name of their own, so that they can be filtered, or counted, apart.
+job_logger = logging.getLogger("workers.jobs")
 
 #: A worker whose jobs never wait for anything lets the event loop have its turn this often.
 _SLICE = 0.0005
@@ -81,6 +83,10 @@ class Worker:
         timer = None if attempt.deadline is None else _Timer(attempt)
         if telemetry.wanted(telemetry.JobStarted):
             telemetry.emit(telemetry.JobStarted(session=session, job=job))
+        if job_logger.isEnabledFor(logging.DEBUG):
+            job_logger.debug(
+                "job %d (%s) started", job.id, job.job_type, extra=fields(job, session)
+            )
         try:
             outcome, transition = await self._executor.run(attempt, session)
         finally:
@@ -133,28 +139,25 @@ def log_outcome(
     job: ClaimedJob, session: int, outcome: Outcome, transition: Transition, duration: float
 ) -> None:
     """One line a job: completions at DEBUG, retries as a warning, deaths as an error."""
-    if isinstance(outcome, Completed):
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("job completed", extra=fields(job, session) | {"duration": duration})
+    if isinstance(outcome, Completed) and not job_logger.isEnabledFor(logging.DEBUG):
         return
-    extra = fields(job, session) | {"duration": duration, "outcome": type(outcome).__name__.lower()}
+    ended = type(outcome).__name__.lower()
+    extra = fields(job, session) | {"outcome": ended, "duration": round(duration, 6)}
     cause = outcome.exception if isinstance(outcome, Failed) else None
     info = (type(cause), cause, cause.__traceback__) if cause is not None else None
     name = f"job {job.id} ({job.job_type})"
-    if isinstance(transition, Bury):
-        logger.error("%s is dead: %s", name, transition.reason, extra=extra, exc_info=info)
+    if isinstance(outcome, Completed):
+        job_logger.debug("%s completed in %.3g s", name, duration, extra=extra)
+    elif isinstance(transition, Bury):
+        job_logger.error("%s is dead: %s", name, transition.reason, extra=extra, exc_info=info)
     elif isinstance(transition, Retry):
-        error = transition.error.strip().rpartition("\n")[2]
-        logger.warning(
-            "%s failed, next attempt in %.3g s: %s",
-            name,
-            transition.delay,
-            error,
-            extra=extra,
-            exc_info=info,
+        delay, error = transition.delay, transition.error.strip().rpartition("\n")[2]
+        text = "%s failed, next attempt in %.3g s: %s"
+        job_logger.warning(
+            text, name, delay, error, extra=extra | {"retry_in": delay}, exc_info=info
         )
     else:
-        logger.info("%s: %s", name, extra["outcome"], extra=extra)
+        job_logger.info("%s %s after %.3g s", name, ended, duration, extra=extra)
 
 
 def fields(job: ClaimedJob, session: int) -> dict[str, object]:

@@ -281,6 +281,15 @@ class Control(Protocol):
     def close(self) -> int:
         """Give back everything this session holds, remove it and disconnect. Returns how many jobs went back."""
 
+    def wait(self, seconds: float) -> None:
+        """Wait at most `seconds`; returns early when poked, and at once when the link breaks.
+
+        Others take a link that stays away for a second for a death: sleeping through its loss is not an option.
+        """
+
+    def poke(self) -> None:
+        """End the wait that is on, or the next one; callable from any thread."""
+
     def abandon(self) -> None:
         """Disconnect without a word, as a crash would."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from ...errors import StorageUnavailableError
@@ -23,6 +24,7 @@ class MemoryControl:
         self._tables = tables
         self._id = 0
         self._linked = False
+        self._poked = threading.Event()
 
     def open(self, name: str, lease: float) -> int:
         """Register a session."""
@@ -153,10 +155,20 @@ class MemoryControl:
             self._linked = False
         return released
 
+    def wait(self, seconds: float) -> None:
+        """Wait, until poked, or until the link breaks."""
+        self._poked.wait(seconds)
+        self._poked.clear()
+
+    def poke(self) -> None:
+        """End the wait that is on, or the next one; from any thread."""
+        self._poked.set()
+
     def abandon(self) -> None:
         """Break the link, as a crash would."""
         with self._tables.lock:
             self._linked = False
+            self._poked.set()
             if session := self._tables.sessions.get(self._id):
                 session.locked = False
 

@@ -18,6 +18,7 @@ from ...errors import StorageUnavailableError
 from ..base import DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
 from .checkout import STATEMENT_SECONDS, translated
 from .statements import statement
+from .watch import LinkWatch
 
 __all__ = ["PostgresControl"]
 
@@ -62,6 +63,7 @@ class PostgresControl:
     ) -> None:
         self._connect = connect
         self._clock = clock
+        self._watch = LinkWatch()
         self._conn: psycopg.Connection[Any] | None = None
         self._session = 0
         self._locked = False
@@ -171,6 +173,14 @@ class PostgresControl:
                 self._fetch(_END, session=self._session)
         self.abandon()
         return released
+
+    def wait(self, seconds: float) -> None:
+        """Wait, until poked, or until the link breaks."""
+        self._watch.wait(self._conn, seconds)
+
+    def poke(self) -> None:
+        """End the wait that is on, or the next one; from any thread."""
+        self._watch.poke()
 
     def abandon(self) -> None:
         """Disconnect without a word."""

@@ -1,0 +1,1 @@
+"""Programs that show how `workers` is used. Each is run with `python -m` from the repository's root."""

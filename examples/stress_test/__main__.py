@@ -1,0 +1,43 @@
+"""`python -m examples.stress_test`: see --help."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+import psycopg
+from rich.console import Console
+
+from workers import WorkersError
+
+from .database import prepare
+from .display import open_display
+from .options import parse
+from .play import play
+from .report import as_json, print_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play; return 0 when no job was lost."""
+    options = parse(arguments)
+    console = Console(stderr=options.json)
+    if not console.is_terminal:
+        console.width = 130  # the table's
+    try:
+        dsn = prepare(options)
+        with open_display(console) as display:
+            result = asyncio.run(play(dsn, options, display))
+    except (WorkersError, psycopg.Error) as error:
+        print(f"The game can't be played: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print_report(console, result, options)
+    if options.json:
+        print(as_json(result))
+    return 0 if result.accounts.honest and not result.failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

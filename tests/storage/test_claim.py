@@ -1,0 +1,222 @@
+"""Claims: which jobs, in what order, for whom."""
+
+from __future__ import annotations
+
+import json
+
+import anyio
+import pytest
+
+from tests.storage.engines import Engine, Runner, guards, ids, mail, mails
+from workers.job import JobState
+from workers.lifecycle import Release
+
+
+async def test_order(engine: Engine, runner: Runner) -> None:
+    """Rules 5 and 8: highest priority first, then in order of position, whatever order the store writes rows in."""
+    low = await engine.storage.enqueue(mails(3, priority=-5))
+    high = await engine.storage.enqueue(mails(3, priority=32767))
+    normal = await engine.storage.enqueue(mails(3))
+    assert ids(await runner.take()) == [*high, *normal, *low]
+
+
+async def test_limit(engine: Engine, runner: Runner) -> None:
+    """Rule 1: at most k, the first ones, across priorities."""
+    low = await engine.storage.enqueue(mails(4))
+    high = await engine.storage.enqueue(mails(2, priority=1))
+    assert ids(await runner.take(3)) == [*high, *low[:1]]
+    assert ids(await runner.take(2)) == low[1:3]
+    assert ids(await runner.take(2)) == low[3:]
+    assert await runner.take(2) == []
+
+
+async def test_complete_says_whether_more_may_wait(engine: Engine, runner: Runner) -> None:
+    """Rule 11: a full scan that comes back short has seen the whole queue."""
+    await engine.storage.enqueue(mails(3))
+    assert not (await runner.claim(2)).complete
+    assert (await runner.claim(2)).complete
+    assert (await runner.claim(2)).complete
+
+
+async def test_what_a_claim_shows(engine: Engine, runner: Runner) -> None:
+    """A claimed job carries what it takes to run it, with its payload as text (rule 15)."""
+    [job_id] = await engine.storage.enqueue([mail(7, priority=3)])
+    [job] = await runner.take(token=77)
+    assert (job.id, job.job_type, job.queue, job.priority, job.token) == (job_id, "mail", "default", 3, 77)
+    assert (job.retries, job.crashes, job.deduplicated) == (0, 0, False)
+    assert json.loads(job.data) == {"number": 7}
+    found = await engine.storage.find(job.id)
+    assert found is not None
+    assert found.state is JobState.RUNNING
+
+
+async def test_queue_and_types(engine: Engine, runner: Runner) -> None:
+    """Rule 6: the row's queue decides, and unknown types are left alone (guarantee 7)."""
+    await engine.storage.enqueue([mail(queue="other"), mail(job_type="unknown"), mail(queue=None)])
+    [wanted] = await engine.storage.enqueue([mail(job_type="report")])
+    assert ids(await runner.take(types=("mail", "report"))) == [wanted]
+    assert await runner.take(types=()) == []
+
+
+async def test_unknown_types_do_not_hide_known_ones(engine: Engine, runner: Runner) -> None:
+    """Rule 6: unknown rows in front do not use up the limit."""
+    await engine.storage.enqueue(mails(5, job_type="unknown", priority=9))
+    known = await engine.storage.enqueue(mails(2))
+    assert ids(await runner.take(2)) == known
+
+
+async def test_a_claimed_job_cannot_be_claimed(engine: Engine, runner: Runner, other: Runner) -> None:
+    """Guarantee 2: at most one claim on a job."""
+    await engine.storage.enqueue(mails(3))
+    assert len(await runner.take()) == 3
+    assert await other.take() == []
+    assert await runner.take() == []
+
+
+async def test_concurrent_claims(engine: Engine, runner: Runner, other: Runner) -> None:
+    """Guarantee 2: of many claims at the same time no two take the same job, and all jobs are taken."""
+    enqueued = await engine.storage.enqueue(mails(60))
+    taken: list[int] = []
+
+    async def drain(by: Runner) -> None:
+        # a claim may find every row locked by another one: only the store's own word ends it
+        while len(taken) < 60:
+            taken.extend(ids(await by.take(3)))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(drain, runner)
+            tasks.start_soon(drain, other)
+    assert sorted(taken) == enqueued
+
+
+async def test_waiting_for_a_time(engine: Engine, runner: Runner) -> None:
+    """Rule 8: scheduled rows are not available."""
+    await engine.storage.enqueue([mail(delay=60)])
+    assert await runner.take() == []
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+async def test_unknown_session_claims_nothing(engine: Engine, runner: Runner, thorough: bool) -> None:
+    """Rule 4: a claim needs a session that is there."""
+    await engine.storage.enqueue(mails(2))
+    stranger = Runner(engine, runner.control, runner.session + 100)
+    assert await stranger.take(thorough=thorough) == []
+    assert engine.claims_of(stranger.session) == {}
+    assert len(await runner.take(thorough=thorough)) == 2
+
+
+@pytest.mark.parametrize("suspects", [0, 9])
+async def test_dead_session_claims_nothing(
+    engine: Engine, runner: Runner, other: Runner, suspects: int
+) -> None:
+    """Rule 4: a claim in flight when its session was reaped takes nothing."""
+    [job_id] = await engine.storage.enqueue(mails(1))
+    assert job_id is not None
+    if suspects:
+        engine.change(job_id, crashes=1)
+    await runner.crash()
+    other.maintain()
+    engine.advance(1)
+    assert other.maintain().rescue  # dead, and its row is still there
+    assert await runner.take(suspects=suspects) == []
+    assert len(await other.take(suspects=suspects)) == 1
+
+
+async def test_suspects_are_claimed_by_suspect_scans_only(engine: Engine, runner: Runner) -> None:
+    """Rule 20: a job that was claimed when its process died is claimed apart."""
+    plain, once, often = [job_id or 0 for job_id in await engine.storage.enqueue(mails(3))]
+    engine.change(once, crashes=1)
+    engine.change(often, crashes=6)
+    assert ids(await runner.take()) == [plain]
+    suspect = await runner.claim(suspects=5)
+    assert [(job.id, job.crashes) for job in suspect.jobs] == [(once, 1)]
+    assert not suspect.complete
+    assert ids(await runner.take(suspects=32767)) == [often]
+
+
+async def test_suspects_keep_to_the_same_order_and_filters(engine: Engine, runner: Runner) -> None:
+    """Rule 20, rule 6: suspect scans look at queue, type, priority and limit like others."""
+    await engine.storage.enqueue([mail(queue="other"), mail(job_type="unknown")])
+    wanted = await engine.storage.enqueue([mail(1), mail(2, priority=5), mail(3)])
+    for job_id in range(1, 6):
+        engine.change(job_id, crashes=1)
+    assert ids(await runner.take(2, suspects=5)) == [wanted[1], wanted[0]]
+    assert ids(await runner.take(2, suspects=5)) == [wanted[2]]
+
+
+async def test_hinted_claims_find_what_is_new(engine: Engine, runner: Runner) -> None:
+    """Rule 11: after the first claim the engine may scan from where it ended; new rows lie behind that."""
+    await engine.storage.enqueue(mails(5))
+    assert len(await runner.take(3, thorough=False)) == 3
+    assert len(await runner.take(10, thorough=False)) == 2
+    later = await engine.storage.enqueue(mails(2))
+    assert ids(await runner.take(10, thorough=False)) == later
+
+
+async def test_released_jobs_are_found_again(engine: Engine, runner: Runner) -> None:
+    """Rule 8: a row that becomes available again gets a new position, behind the others of its priority."""
+    await engine.storage.enqueue(mails(3))
+    [first] = await runner.take(1, thorough=False)
+    await runner.settle([first], Release())
+    assert ids(await runner.take(10, thorough=False))[-1] == first.id
+
+
+async def test_release_of_a_claim_whose_reply_was_lost(engine: Engine, runner: Runner) -> None:
+    """Rule 2: whatever stands under the token goes back, uncounted, and nothing else."""
+    await engine.storage.enqueue(mails(5))
+    await runner.take(2, token=5000)
+    [kept] = await runner.take(1, token=5001)
+    assert await engine.storage.release_claim(runner.session, 5000) == 2
+    assert set(engine.claims_of(runner.session)) == {5001}
+    again = await runner.take()
+    assert len(again) == 4
+    assert all(job.retries == job.crashes == 0 for job in again)
+    assert await runner.complete([kept]) == {kept.id}
+
+
+async def test_release_of_a_claim_that_never_was(engine: Engine, runner: Runner, other: Runner) -> None:
+    """Rule 2: releasing an unknown token, or another session's, changes nothing."""
+    await engine.storage.enqueue(mails(1))
+    jobs = await runner.take(token=6000)
+    assert await engine.storage.release_claim(runner.session, 6001) == 0
+    assert await engine.storage.release_claim(other.session, 6000) == 0
+    assert await runner.complete(jobs) == set(ids(jobs))
+
+
+async def test_release_of_partly_finished_claim(engine: Engine, runner: Runner) -> None:
+    """Rule 2: jobs that were finished under the token stay finished."""
+    await engine.storage.enqueue([*mails(2), *mails(2, deduplicated=True)])
+    jobs = await runner.take(token=7000)
+    done = [jobs[0], jobs[2]]
+    await runner.complete(done)
+    assert await engine.storage.release_claim(runner.session, 7000) == 2
+    assert sorted(ids(await runner.take())) == sorted({*ids(jobs)} - {*ids(done)})
+
+
+async def test_claims_are_known_to_the_session(engine: Engine, runner: Runner, other: Runner) -> None:
+    """Rules 2 and 3: from a session to its rows; what it does not hold it can release."""
+    enqueued = await engine.storage.enqueue(mails(5))
+    first = await runner.take(2, token=8000)
+    await runner.take(3, token=8001)
+    assert {token: set(held) for token, held in runner.control.claims().items()} == {
+        8000: set(enqueued[:2]),
+        8001: set(enqueued[2:]),
+    }
+    assert other.control.claims() == {}
+    assert runner.control.release(guards(first)) == 2
+    assert set(runner.control.claims()) == {8001}
+    assert other.control.release(guards(await runner.take())) == 0
+
+
+async def test_claims_are_forgotten_when_closed(engine: Engine, runner: Runner) -> None:
+    """Rule 3: closed tokens leave no trace, whichever verb closes them; an unknown one is harmless."""
+    await engine.storage.enqueue(mails(4))
+    first, second, third, fourth = [await runner.take(1, token=9000 + number) for number in range(4)]
+    await runner.complete(first, closed=[9000])
+    await runner.settle(second, Release(), closed=[9001, 4711])
+    assert set(runner.control.claims()) == {9002, 9003}
+    await engine.storage.complete(runner.session, [], [9002])
+    await engine.storage.settle(runner.session, [], [9003])
+    assert runner.control.claims() == {}
+    assert await runner.complete([*third, *fourth]) == set(ids([*third, *fourth]))

@@ -1,0 +1,164 @@
+"""Deduplicated jobs on their way back to waiting: they may meet an identical one (rules 25 and 26)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.storage.engines import Engine, Runner, guards, ids, mail, mails
+from workers.job import ClaimedJob, JobState
+from workers.lifecycle import Bury, Release, Retry, Transition, Wait
+
+BACK = [Retry(0.0, "boom"), Retry(60.0, "boom"), Wait(0.0), Wait(60.0), Release()]
+names = pytest.mark.parametrize("transition", BACK, ids=repr)
+
+
+async def twins(engine: Engine, *runners: Runner, number: int = 1) -> list[ClaimedJob]:
+    """Identical deduplicated jobs, all of them running, one on each runner."""
+    running = []
+    for runner in runners:
+        [job_id] = await engine.storage.enqueue([mail(number, deduplicated=True)])
+        assert job_id is not None
+        running += await runner.take()
+    assert len(running) == len(runners)
+    return running
+
+
+async def alive(engine: Engine, *jobs: ClaimedJob) -> list[int]:
+    return [job.id for job in jobs if await engine.storage.find(job.id)]
+
+
+@names
+async def test_back_to_waiting(engine: Engine, runner: Runner, transition: Transition) -> None:
+    """Rule 26: alone, a job goes back as itself, and is in the way of an identical one again."""
+    [job] = await twins(engine, runner)
+    settled = await runner.settle([job], transition)
+    assert list(settled.written) == [job.id]
+    assert list(settled.superseded) == []
+    assert await engine.storage.enqueue([mail(1, deduplicated=True)]) == [None]
+    engine.advance(60)
+    runner.maintain()
+    [again] = await runner.take()
+    assert (again.id, again.data) == (job.id, job.data)
+    assert again.deduplicated
+
+
+@names
+async def test_an_identical_job_waits(engine: Engine, runner: Runner, transition: Transition) -> None:
+    """Rule 26: the one that comes back makes way, whether the other is available or waits for a time."""
+    for settings in ({}, {"delay": 60.0}):
+        [job] = await twins(engine, runner)
+        [waiting] = await engine.storage.enqueue([mail(1, deduplicated=True, **settings)])
+        settled = await runner.settle([job], transition)
+        assert list(settled.written) == []
+        assert list(settled.superseded) == [job.id]
+        assert await engine.storage.find(job.id) is None
+        engine.advance(60)
+        runner.maintain()
+        done = await runner.take()
+        assert ids(done) == [waiting]
+        await runner.complete(done)
+
+
+@names
+async def test_two_twins_in_one_batch(engine: Engine, runner: Runner, transition: Transition) -> None:
+    """Rule 26, FAULTS 13d: two running twins given back at once raise nothing; one waits, one is superseded."""
+    first, second = await twins(engine, runner, runner)
+    [bystander] = await twins(engine, runner, number=2)
+    settled = await runner.settle([second, bystander, first], transition)
+    assert sorted(settled.written) == [first.id, bystander.id]
+    assert list(settled.superseded) == [second.id]
+    assert await alive(engine, first, second) == [first.id]
+
+
+async def test_two_twins_on_two_sessions(engine: Engine, runner: Runner, other: Runner) -> None:
+    """Rule 26: the second to come back finds the first."""
+    first, second = await twins(engine, runner, other)
+    assert list((await other.settle([second], Release())).written) == [second.id]
+    assert list((await runner.settle([first], Release())).superseded) == [first.id]
+    assert ids(await runner.take()) == [second.id]
+
+
+async def test_twins_of_different_fates(engine: Engine, runner: Runner) -> None:
+    """Rule 26: only what goes back to waiting meets anything."""
+    first, second, third = await twins(engine, runner, runner, runner)
+    settled = await runner.settle([first, second, third], Bury("over"), Retry(60.0, "boom"), Release())
+    assert sorted(settled.written) == [first.id, second.id]
+    assert list(settled.superseded) == [third.id]
+
+
+async def test_rescue_of_twins_of_one_session(engine: Engine, runner: Runner, other: Runner) -> None:
+    """Rule 26: rescue gives both back at once; one waits, and both count as the dead session's."""
+    first, second = await twins(engine, runner, runner)
+    await runner.crash()
+    [dead] = other.bury()
+    assert dead.jobs == 2
+    assert await alive(engine, first, second) == [first.id]
+    assert ids(await other.take(suspects=5)) == [first.id]
+
+
+async def test_rescue_of_twins_of_two_sessions(engine: Engine, runner: Runner, other: Runner) -> None:
+    """Rule 26: the same across sessions that died together."""
+    third = engine.runner("third")
+    first, second = await twins(engine, runner, third)
+    await runner.crash()
+    await third.crash()
+    dead = other.bury()
+    assert {found.session: found.jobs for found in dead} == {runner.session: 1, third.session: 1}
+    assert await alive(engine, first, second) == [first.id]
+    assert engine.sessions() == {other.session}
+
+
+async def test_rescue_onto_a_waiting_job(engine: Engine, runner: Runner, other: Runner) -> None:
+    """Rule 26: a rescued job makes way like any other."""
+    [lost] = await twins(engine, runner)
+    [waiting] = await engine.storage.enqueue([mail(1, deduplicated=True)])
+    await runner.crash()
+    other.bury()
+    assert await engine.storage.find(lost.id) is None
+    assert ids(await other.take()) == [waiting]
+    assert await other.take(suspects=5) == []
+
+
+async def test_close_and_release_with_twins(engine: Engine, runner: Runner, other: Runner) -> None:
+    """Rule 26: the control link's ways back resolve it too."""
+    first, second = await twins(engine, runner, runner)
+    assert runner.control.release(guards([first, second])) == 2
+    assert await alive(engine, first, second) == [first.id]
+    [again] = await runner.take()
+    await twins(engine, runner)
+    assert runner.control.close() == 2
+    assert ids(await other.take()) == [again.id]
+
+
+async def test_release_of_a_lost_claim_with_twins(engine: Engine, runner: Runner) -> None:
+    """Rules 2 and 26: a claim whose reply was lost goes back onto an identical job."""
+    await engine.storage.enqueue([mail(1, deduplicated=True)])
+    await runner.take(token=5000)
+    [waiting] = await engine.storage.enqueue([mail(1, deduplicated=True)])
+    assert await engine.storage.release_claim(runner.session, 5000) == 1
+    assert ids(await runner.take()) == [waiting]
+
+
+async def test_requeue_onto_a_waiting_job(engine: Engine, runner: Runner) -> None:
+    """Rule 26: dead twins are requeued together; one waits, and what waits already goes first."""
+    first, second = await twins(engine, runner, runner)
+    await runner.settle([first, second], Bury("over"))
+    assert await engine.storage.requeue([second.id, first.id]) == [first.id]
+    assert await engine.storage.requeue([second.id]) == []
+    [again] = await runner.take()
+    await runner.settle([again], Bury("over"))
+    [waiting] = await engine.storage.enqueue([mail(1, deduplicated=True)])
+    assert await engine.storage.requeue([first.id]) == []
+    assert ids(await runner.take()) == [waiting]
+    assert await engine.storage.list_jobs(JobState.DEAD) == []
+
+
+async def test_large_batch_of_twins(engine: Engine, runner: Runner) -> None:
+    """Rule 26: 3 x 50 twins given back in one statement."""
+    for _ in range(3):
+        await engine.storage.enqueue(mails(50, deduplicated=True))
+        assert len(await runner.take()) == 50
+    held = [job_id for held in engine.claims_of(runner.session).values() for job_id in held]
+    assert len(held) == 150
+    assert runner.control.close() == 150
+    assert len(await engine.storage.list_jobs(JobState.AVAILABLE, limit=1000)) == 50

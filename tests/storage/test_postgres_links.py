@@ -1,0 +1,34 @@
+"""PostgreSQL's links under fire: terminated backends, small pools, and settings that are not ours."""
+
+from __future__ import annotations
+
+from anyio import to_thread
+
+from tests.storage.engines import LEASE, NEVER, PostgresEngine, ids, mails
+from workers.errors import StorageUnavailableError
+
+
+def terminate(postgres: PostgresEngine, session: int) -> None:
+    """End the backend that holds a session's lock."""
+    postgres.conn.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks"
+        " WHERE locktype = 'advisory' AND granted AND classid = workers_lock_class()::oid AND objid = %s",
+        [session],
+    )
+
+
+async def test_a_terminated_control_link_is_noticed_at_once(postgres: PostgresEngine) -> None:
+    """Rule 19: `pg_terminate_backend` on the control link ends its wait, and the session keeps its claims."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    await postgres.storage.enqueue(mails(2))
+    jobs = await runner.take()
+    terminate(postgres, runner.session)
+    await to_thread.run_sync(runner.control.wait, NEVER)
+    try:
+        runner.maintain()
+    except StorageUnavailableError:
+        assert runner.control.recover(LEASE)
+    else:
+        raise AssertionError("the link should be gone")
+    assert not other.maintain().rescue
+    assert await runner.complete(jobs) == set(ids(jobs))

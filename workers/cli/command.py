@@ -1,0 +1,79 @@
+"""What every command has: `--debug`, and errors in one line that give no secret away."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg
+
+from ..errors import WorkersError
+
+__all__ = ["Command", "one_line", "show_tracebacks", "without_secrets"]
+
+_DEBUG = "workers.debug"
+#: The password in a URL, and in the other form of a connection string.
+_PASSWORDS = (
+    re.compile(r"(?<=://)([^\s:/@]*):\S*@"),
+    re.compile(r"\b(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE),
+)
+
+
+class Command(click.Command):
+    """A command whose errors are one line on standard error and exit code 1."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        debug = click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            callback=lambda context, option, value: show_tracebacks(context, value),
+            help="Show the traceback of an error.",
+        )
+        self.params.append(debug)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.meta.get(_DEBUG):
+                click.echo(without_secrets(traceback.format_exc()), err=True)
+            raise click.ClickException(one_line(error)) from error
+
+
+def show_tracebacks(context: click.Context, value: bool) -> None:
+    """Show what led to an error of this command, too."""
+    context.meta[_DEBUG] = context.meta.get(_DEBUG, False) or value
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, for whoever called the command; where, when it may be a fault in a program."""
+    text = " ".join(str(error).split())
+    if isinstance(error, WorkersError):
+        return without_secrets(text)
+    name = type(error).__name__
+    if not isinstance(error, psycopg.Error | OSError):
+        name += _place(error)
+    return without_secrets(f"{name}: {text}" if text else name)
+
+
+def without_secrets(text: str) -> str:
+    """`text` without the passwords of connection strings."""
+    if "://" in text:
+        text = _PASSWORDS[0].sub(r"\1:***@", text)
+    if "password" in text.lower():
+        text = _PASSWORDS[1].sub(r"\1***", text)
+    return text
+
+
+def _place(error: BaseException) -> str:
+    if not (frames := traceback.extract_tb(error.__traceback__)):
+        return ""
+    return f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}"

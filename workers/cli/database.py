@@ -1,0 +1,77 @@
+"""`--database-url`: from what the user gives to a connection, without a word of it in any message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from ..embedded import SCHEME, resolve_dsn
+from .command import without_secrets
+
+__all__ = ["connect", "database_option", "require", "resolve"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+VARIABLE = "DATABASE_URL"
+_CONNECT_SECONDS = 10
+_HOW = (
+    "It should look like postgresql://user:password@host:5432/database; "
+    "in a password, @ : / ? % are written as %40 %3A %2F %3F %25"
+)
+
+
+def database_option(text: str) -> Callable[[F], F]:
+    """The option; `text` says what this command does with it."""
+    return click.option(
+        "--database-url",
+        metavar="URL",
+        envvar=VARIABLE,
+        show_envvar=True,
+        help=f"{text} A libpq URL or connection string, or embedded:PATH for a server of our own with its data in "
+        "PATH. Others can see a command line: a password is safer in the environment.",
+    )
+
+
+def require(url: str | None) -> str:
+    """The DSN that `url` means."""
+    if not url:
+        raise click.UsageError(f"which database? Give --database-url or set {VARIABLE}.")
+    return resolve(url)
+
+
+def resolve(url: str) -> str:
+    """The DSN that `url` means; starts the embedded server. Raises ClickException for what is none."""
+    if url.startswith(SCHEME):
+        return resolve_dsn(url)
+    # SQLAlchemy's way to name a driver
+    url = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.Error:
+        # libpq's own words quote the string, or misread parts of a password
+        raise click.ClickException(f"the database URL can't be read. {_HOW}") from None
+    if "@" in str(given.get("host", "")) or re.search(r"[^\d,]", str(given.get("port", ""))):
+        raise click.ClickException(f"the database URL can't be read as it is meant. {_HOW}")
+    return url
+
+
+def connect(dsn: str) -> psycopg.Connection[Any]:
+    """A connection in autocommit mode. Raises ClickException, soon, when there is none to be had."""
+    given = conninfo_to_dict(dsn)
+    if not given.get("connect_timeout"):
+        dsn = make_conninfo(dsn, connect_timeout=_CONNECT_SECONDS)
+    try:
+        return psycopg.connect(dsn, autocommit=True)
+    except psycopg.Error as error:
+        text = " ".join(str(error).split())
+        for name in ("password", "sslpassword"):
+            if secret := given.get(name):
+                text = text.replace(str(secret), "***")
+        raise click.ClickException(
+            f"no connection to the database: {without_secrets(text)}"
+        ) from error

@@ -1,0 +1,101 @@
+"""`workers stats`: what waits, runs and failed, per queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+
+import click
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ..migrations import check_migrations
+from ..storage import open_storage
+from ..storage.base import QueueStats
+from .command import Command
+from .database import connect, database_option, require
+
+__all__ = ["stats"]
+
+_COUNTS = ("available", "running", "scheduled", "retryable", "dead", "archived")
+#: Shown for jobs that no runner has filed under their declared queue yet.
+_NOT_FILED = "(not filed yet)"
+
+
+@click.command(cls=Command)
+@database_option("Where to look.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on one line.")
+def stats(database_url: str | None, as_json: bool) -> None:
+    """Count the jobs of each queue by state.
+
+    \b
+    available  could run now; OLDEST is the age of the one that waits longest
+    running    claimed by a runner
+    scheduled  wait for their time
+    retryable  failed, and wait for their next attempt
+    dead       used up their attempts, or were discarded; kept for a human
+    archived   finished, or cancelled, and kept
+
+    --json gives {"queues": {NAME: COUNTS, ...}, "total": COUNTS}; COUNTS has these words, and "oldest" in seconds,
+    as keys. Jobs that no runner has filed under a queue yet have the name "".
+
+    \b
+    Examples:
+      workers stats
+      workers stats --json | jq .total.dead
+    """
+    dsn = require(database_url)
+    with connect(dsn) as conn:
+        check_migrations(conn)
+    rows = asyncio.run(_read(dsn))
+    if as_json:
+        queues = {row.queue: _as_dict(row) for row in rows}
+        click.echo(json.dumps({"queues": queues, "total": _as_dict(_total(rows))}))
+    else:
+        console = Console()
+        # a pipe has no width that anything would have to be cut to
+        width = None if console.is_terminal else 200
+        console.print(_table(rows) if rows else "There are no jobs.", width=width)
+
+
+async def _read(dsn: str) -> list[QueueStats]:
+    storage = open_storage(dsn, listen=False)
+    await storage.open()
+    try:
+        return await storage.stats()
+    finally:
+        await storage.close()
+
+
+def _total(rows: Sequence[QueueStats]) -> QueueStats:
+    counts = {name: sum(getattr(row, name) for row in rows) for name in _COUNTS}
+    return QueueStats(
+        queue="total", oldest=max((row.oldest for row in rows), default=0.0), **counts
+    )
+
+
+def _as_dict(row: QueueStats) -> dict[str, int | float]:
+    fields = msgspec.structs.asdict(row)
+    del fields["queue"]
+    return fields
+
+
+def _table(rows: Sequence[QueueStats]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_footer=len(rows) > 1, collapse_padding=True, pad_edge=False)
+    total = _cells(_total(rows))
+    table.add_column("queue", footer="total", overflow="fold")
+    for name, footer in zip(("available", "oldest", *_COUNTS[1:]), total, strict=True):
+        table.add_column(name, footer=footer, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.queue or _NOT_FILED, *_cells(row))
+    return table
+
+
+def _cells(row: QueueStats) -> list[str]:
+    counts = [str(getattr(row, name)) for name in _COUNTS]
+    age = str(timedelta(seconds=round(row.oldest))) if row.available else ""
+    return [counts[0], age, *counts[1:]]

@@ -1,0 +1,218 @@
+"""Tell Sentry about jobs, in applications that use it. There is nothing to switch on.
+
+Once the application has called `sentry_sdk.init`, before or after importing `workers`:
+
+* Each attempt has an isolation scope of its own, a fork of the one the runner was started in. Tags and breadcrumbs of
+  one job are seen neither by the next nor by the application around the runner. Whatever is captured in a job carries
+  the tags job_type, job_id, queue and attempt.
+* A job that becomes a dead letter is captured, once. A failure that will be retried is not, nor are cancelled, snoozed
+  and interrupted jobs; a job that wants a failed attempt seen captures it itself.
+* A death without an exception (a payload that can't be decoded, a process that died too often, `Discard`) is captured
+  as a message.
+* Payloads stay here: a job's fields and the local variables of the library's own frames, and of the drivers' frames
+  below them, are taken out of every event. What an exception says, and the other local variables of your code, is
+  yours: `include_local_variables=False` drops the latter.
+
+`sentry_sdk` is never imported by this module. Until it is initialised a job costs one look.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import telemetry
+from .background_job import BackgroundJob
+from .job import ClaimedJob
+from .lifecycle import Bury, Crashed, Discarded, Outcome, Transition
+
+if TYPE_CHECKING:
+    from sentry_sdk._types import Event, Hint
+
+__all__ = ["flush", "install"]
+
+logger = logging.getLogger("workers")
+
+#: The records of single jobs go here; deaths among them reach Sentry by way of telemetry, with all that belongs to them.
+JOBS_LOGGER = "workers.jobs"
+#: Their local variables hold payloads or connection strings when the library called them.
+_DRIVERS = ("psycopg", "psycopg_pool", "sqlalchemy", "django")
+
+_preparing = threading.Lock()
+_prepared = False
+
+
+def install() -> None:
+    """Watch jobs from now on. `import workers` does it."""
+    if _begin not in telemetry.job_context_hooks:
+        telemetry.job_context_hooks.append(_begin)
+        telemetry.subscribe(_report_death, telemetry.JobDied)
+        logger.addFilter(_before_record)
+
+
+def flush(timeout: float = 2.0) -> None:
+    """Send what is waiting to be sent; for a process that will not end in the ordinary way."""
+    if (sdk := _active()) is not None:
+        sdk.flush(timeout=timeout)
+
+
+def _active() -> Any:
+    """The SDK if the application has initialised it, else None. Never raises."""
+    sdk = sys.modules.get("sentry_sdk")
+    try:
+        if sdk is None or not sdk.is_initialized():
+            return None
+    except AttributeError:  # another thread is importing it
+        return None
+    return sdk if _prepared or _prepare() else None
+
+
+def _prepare() -> bool:
+    """Say what is said to the SDK once in a process; False if it is not one that we know."""
+    global _prepared
+    try:
+        from sentry_sdk.integrations.logging import ignore_logger
+        from sentry_sdk.scope import add_global_event_processor
+        from sentry_sdk.serializer import add_global_repr_processor
+    except ImportError:
+        return False
+    with _preparing:
+        if not _prepared:
+            ignore_logger(JOBS_LOGGER)
+            add_global_event_processor(_without_local_variables)
+            add_global_repr_processor(_without_payload)
+            _prepared = True
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------------ jobs
+
+
+def _begin(job: ClaimedJob) -> None:
+    """Give the job's context scopes of its own. Never raises: that would be taken for a failure of the job."""
+    sdk = _active()
+    if sdk is None:
+        return
+    try:
+        scope = sdk.get_isolation_scope().fork()
+        scope.clear_breadcrumbs()
+        current = sdk.get_current_scope().fork()
+        # a job is no part of the request or task that started the runner
+        scope.span = current.span = None
+        scope.set_new_propagation_context()
+        _describe(scope, job)
+        sdk.Scope.set_isolation_scope(scope)
+        sdk.Scope.set_current_scope(current)
+    except Exception:
+        logger.debug("Sentry: no scope for job %d", job.id, exc_info=True)
+
+
+def _describe(scope: Any, job: ClaimedJob) -> None:
+    scope.set_transaction_name(job.job_type, source="task")
+    scope.set_tags(
+        {
+            "job_type": job.job_type,
+            "job_id": str(job.id),
+            "queue": job.queue,
+            "attempt": str(job.retries + 1),
+        }
+    )
+
+
+def _report_death(event: telemetry.JobDied) -> None:
+    sdk, job = _active(), event.job
+    if sdk is None:
+        return
+    # a fork again: a job that died before its code began has no scope of its own
+    with sdk.isolation_scope() as scope:
+        _describe(scope, job)
+        exception = getattr(event.outcome, "exception", None)
+        if exception is None:
+            kind, text = _in_words(job, event.outcome, event.transition)
+            scope.fingerprint = ["workers", job.job_type, kind]
+            sdk.capture_message(text, level="error")
+            return
+        scope.fingerprint = ["{{ default }}", job.job_type]
+        _capture(sdk, exception)
+
+
+def _capture(sdk: Any, exception: BaseException) -> None:
+    from sentry_sdk.utils import event_from_exception
+
+    event, hint = event_from_exception(
+        (type(exception), exception, _of_the_job(exception.__traceback__)),
+        client_options=sdk.get_client().options,
+        mechanism={"type": "workers", "handled": False},
+    )
+    sdk.capture_event(event, hint=hint)
+
+
+def _of_the_job(trace: TracebackType | None) -> TracebackType | None:
+    """`trace` without the library's frames at its beginning, unless there are no others."""
+    inner = trace
+    while inner is not None and _is_ours(inner.tb_frame.f_globals.get("__name__")):
+        inner = inner.tb_next
+    return inner or trace
+
+
+def _in_words(job: ClaimedJob, outcome: Outcome, transition: Transition) -> tuple[str, str]:
+    """The kind of a death without an exception, for grouping, and a text that shows nothing of the payload."""
+    reason = transition.reason if isinstance(transition, Bury) else ""
+    match outcome:
+        case Crashed():
+            return "crashed", f"{job.job_type} is dead: {reason}"
+        case Discarded(error=None):  # the reason may quote the payload
+            return "undecodable", f"{job.job_type} is dead: its payload can't be decoded"
+        case Discarded():
+            return "discarded", f"{job.job_type} is dead: {reason}"
+        case _:
+            return "failed", f"{job.job_type} is dead: {reason}"
+
+
+# ------------------------------------------------------------------------------------------------------- what is kept back
+
+
+def _before_record(record: logging.LogRecord) -> bool:
+    """The SDK may make an event of this record, perhaps before any job has run."""
+    if record.levelno >= logging.ERROR:
+        _active()
+    return True
+
+
+def _without_payload(value: object, hint: dict[str, Any]) -> Any:
+    if isinstance(value, BackgroundJob):
+        return f"<{type(value).__qualname__}: fields not shown>"
+    return NotImplemented
+
+
+def _without_local_variables(event: Event, hint: Hint) -> Event:
+    """Drop the variables of the library's frames, and of the drivers' frames that it called."""
+    for frames in _stacks(event):
+        below = False
+        for frame in frames:
+            module = frame.get("module")
+            below = _is_ours(module) or (below and _is_driver(module))
+            if below:
+                frame.pop("vars", None)
+    return event
+
+
+def _stacks(event: Any) -> Iterator[list[dict[str, Any]]]:
+    """The frames of each stack in `event`, outermost first."""
+    holders = [event]
+    for key in ("exception", "threads"):
+        holders += (event.get(key) or {}).get("values") or []
+    for holder in holders:
+        yield ((holder or {}).get("stacktrace") or {}).get("frames") or []
+
+
+def _is_ours(module: str | None) -> bool:
+    return module == "workers" or (module or "").startswith("workers.")
+
+
+def _is_driver(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _DRIVERS
