@@ -52,6 +52,7 @@ class Fleet:
         self._dice = Random(options.seed)
         self._kills = kill_moments(self._dice, options)
         self._finished = 0
+        self.killed = 0
         #: What made the run pointless: a runner that ended by itself.
         self.trouble = ""
 
@@ -124,7 +125,9 @@ class Fleet:
             for hear in self._hear:
                 hear(message)
             if self._kills and self._finished >= self._kills[0]:
-                self._kill_one()
+                self._kills.pop(0)
+                # not at the very moment at which a job ended
+                asyncio.get_running_loop().call_later(self._dice.uniform(0, 0.1), self._kill_one)
 
     async def _relay(self, child: Child) -> None:
         assert child.process.stderr is not None
@@ -132,12 +135,14 @@ class Fleet:
             self._say(f"{child.name}: {line.decode(errors='replace').rstrip()}")
 
     def _kill_one(self) -> None:
-        busy = [child for child in self._children if child.running and not child.killed]
-        if busy and not self._stopping:
-            self._kills.pop(0)
-            child = self._dice.choice(sorted(busy, key=lambda child: child.name))
+        alive = sorted(
+            (child for child in self._children if not child.killed), key=lambda child: child.name
+        )
+        if alive and not self._stopping:
+            child = self._dice.choice([child for child in alive if child.running] or alive)
             child.killed = True
             child.process.kill()
+            self.killed += 1
             self._say(f"killed {child.name} with {len(child.running)} jobs running")
 
 

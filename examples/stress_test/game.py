@@ -55,7 +55,7 @@ class GameJob(BackgroundJob[World]):
     """What the five have in common. Settings are inherited."""
 
     backoff = Fixed(1.0)  # a failed attempt is due again after a second
-    max_attempts = 8  # then it is a dead letter
+    max_attempts = 6  # then it is a dead letter
     archive = True  # completed jobs are kept in archived_jobs, which is how the report counts them
 
 

@@ -23,7 +23,7 @@ change their minds and roll back. Runners, which are processes of their own, wor
   GymBattle      10 %  gym_battles     2            200 ms  20        1-3 s, transactional; badges help
   ExploreArea    10 %  exploration     N            150 ms  3         300-1,200 ms
 
-What fails is tried again a second later, eight times in all, and is a dead letter then. At the end a table shows what
+What fails is tried again a second later, six times in all, and is a dead letter then. At the end a table shows what
 became of the jobs. lost = enqueued - completed - dead - still in the table. The exit status is 0 when no job was lost.
 """
 

@@ -33,6 +33,7 @@ class Result:
     seconds: float
     ended_by: str
     failed: bool
+    killed: int
 
 
 async def play(dsn: str, options: Options, display: Display) -> Result:
@@ -86,7 +87,8 @@ class Game:
             await self._fleet.stop()
         fates, badges = await self._records.fates(), await self._records.badges()
         accounts = self._ledger.settle(fates, badges, seconds)
-        return Result(accounts, seconds, ended_by, failed=bool(self._fleet.trouble))
+        failed, killed = bool(self._fleet.trouble), self._fleet.killed
+        return Result(accounts, seconds, ended_by, failed, killed)
 
     async def _watch(self, producing: asyncio.Task[None]) -> str:
         """Look at the database until no job is left; return what ended the game before that."""

@@ -39,7 +39,7 @@ def print_report(console: Console, result: Result, options: Options) -> None:
     totals = [str(_total(result, name)) for name in COLUMNS]
     table.add_row("all", *totals, f"{_per_second(result):.1f}", "", "", style="bold")
     console.print(table)
-    for style, line in _verdict(result, options):
+    for style, line in _verdict(result):
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -48,7 +48,7 @@ def _title(result: Result, options: Options) -> str:
     return f"{result.seconds:.1f} s at --speed {options.speed:g}, --seed {options.seed}{ended}"
 
 
-def _verdict(result: Result, options: Options) -> list[tuple[str, str]]:
+def _verdict(result: Result) -> list[tuple[str, str]]:
     accounts = result.accounts
     waiting = _total(result, "waiting")
     lines = []
@@ -63,7 +63,7 @@ def _verdict(result: Result, options: Options) -> list[tuple[str, str]]:
     if result.failed:
         lines.append(("red", f"FAILED: {result.ended_by}"))
     if accounts.honest:
-        killed = f", with {options.kill_workers} of the runners killed" if options.kill_workers else ""
+        killed = f", with {result.killed} runners killed" if result.killed else ""
         lines.append(("green", f"No job lost, each badge won exactly once{killed}."))
     return lines
 

@@ -50,7 +50,7 @@ def takes_database_url(target: Any, spec: str) -> bool:
     """Whether `target` is a function that is to be given the DSN. Raises ClickException if it can't be used at all."""
     if isinstance(target, Runner):
         return False
-    if not callable(target):
+    if not callable(target) or isinstance(target, type):
         raise click.ClickException(_wrong(spec, "is", target))
     parameters = inspect.signature(target).parameters
     for parameter in parameters.values():
@@ -82,8 +82,10 @@ async def make_runner(
 
 
 def _wrong(spec: str, verb: str, found: object) -> str:
-    kind = "None" if found is None else f"a {type(found).__name__}"
-    return f"{spec} {verb} {kind}: it must be a workers.Runner, or a function that returns one"
+    what = "a class" if isinstance(found, type) else f"of type {type(found).__name__}"
+    if verb == "returned":
+        what = "None" if found is None else f"something {what}"
+    return f"{spec} must be a workers.Runner, or a function that returns one; it {verb} {what}"
 
 
 def _no_module(name: str, here: str) -> str:

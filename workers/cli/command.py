@@ -74,6 +74,7 @@ def without_secrets(text: str) -> str:
 
 
 def _place(error: BaseException) -> str:
-    if not (frames := traceback.extract_tb(error.__traceback__)):
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or isinstance(error, SyntaxError):  # whose text says where
         return ""
     return f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}"

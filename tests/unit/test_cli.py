@@ -1,0 +1,109 @@
+"""Parts of the command line that need neither a process nor a database."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from workers.cli import logs
+from workers.cli.command import one_line, without_secrets
+from workers.errors import ConfigurationError
+
+WITHOUT = "import sys; sys.modules[sys.argv.pop()] = None; from workers.cli import main; main()"
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, restored afterwards."""
+    logger = logging.getLogger()
+    handlers, level = list(logger.handlers), logger.level
+    logger.handlers.clear()
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def render(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    record.created = 0.0
+    return formatter.format(record)
+
+
+@pytest.mark.parametrize("package", ["click", "rich"])
+def test_missing_extra_is_named(package: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, package], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr == f"Error: the command line needs {package}: pip install 'workers-pg[cli]'\n"
+    )
+
+
+def test_text_has_what_the_message_does_not_say() -> None:
+    fields = {"job_id": 7, "job_type": "send", "queue": "emails", "attempt": 2, "session": 3}
+    record = logging.makeLogRecord(
+        {"name": "workers.jobs", "levelname": "INFO", "msg": "job 7 (send) snoozed", **fields}
+    )
+    assert (
+        render(logs._Text(), record) == "1970-01-01T00:00:00.000+00:00 INFO workers.jobs: "
+        "job 7 (send) snoozed  queue=emails attempt=2 session=3"
+    )
+    record.name = "shop"
+    assert render(logs._Text(), record).endswith(
+        "  job_id=7 job_type=send queue=emails attempt=2 session=3"
+    )
+
+
+def test_json_has_every_field_and_the_traceback_on_one_line() -> None:
+    try:
+        raise ValueError("at\npostgresql://shop:hunter2@db/shop")
+    except ValueError:
+        record = logging.makeLogRecord(
+            {"name": "shop", "msg": "%s \ud800", "args": ("lost",), "exc_info": sys.exc_info()}
+        )
+    record.__dict__ |= {"job_id": 7, "who": {1, 1}}
+    text = render(logs._Json(), record)
+    assert text.count("\n") == 0
+    entry = json.loads(text)
+    assert entry["message"] == "lost \ud800"
+    assert (entry["job_id"], entry["who"]) == (7, "{1}")
+    assert "postgresql://shop:***@db/shop" in entry["exception"]
+    assert "hunter2" not in text
+
+
+def test_applications_handlers_stay_unless_asked(root: logging.Logger) -> None:
+    own = logging.NullHandler()
+    root.addHandler(own)
+    root.setLevel(logging.ERROR)
+    logs.configure(None, None)
+    assert (root.handlers, root.level) == ([own], logging.ERROR)
+    logs.configure("debug", None)
+    assert (root.handlers, root.level) == ([own], logging.DEBUG)
+    logs.configure(None, "json")
+    assert own not in root.handlers
+    assert root.level == logging.INFO
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql://me:a:b@c/d@h:1/x?y=z.", "at postgresql://me:***@h:1/x?y=z."),
+        ("postgresql://h:5432/x", "postgresql://h:5432/x"),
+        ("host=h password = 'it\\'s' user=me", "host=h password = *** user=me"),
+        ("postgresql:///x?password=abc&host=h", "postgresql:///x?password=***&host=h"),
+        ("password authentication failed", "password authentication failed"),
+    ],
+)
+def test_passwords_are_taken_out(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+
+
+def test_errors_take_one_line() -> None:
+    assert one_line(ConfigurationError("a\n  b")) == "a b"
+    assert one_line(OSError("disk")) == "OSError: disk"
+    assert one_line(KeyError()) == "KeyError"
