@@ -11,6 +11,9 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
+import anyio
+
+from .config import seconds
 from .runtime.supervisor import Supervisor
 
 __all__ = ["RunnerHandle", "RunnerThread"]
@@ -19,6 +22,9 @@ logger = logging.getLogger("workers")
 
 _Seconds = float | timedelta
 
+#: The loop itself keeps only weak references to its tasks, and nobody has to keep a handle.
+_running: set[asyncio.Task[None]] = set()
+
 
 class RunnerHandle:
     """A runner that was started. Also an async context manager: ready when entered, shut down when left."""
@@ -26,8 +32,9 @@ class RunnerHandle:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self.shutting_down = False
-        # the loop itself keeps only a weak reference to its tasks
         self._task = asyncio.create_task(supervisor.run(), name="workers-runner")
+        _running.add(self._task)
+        self._task.add_done_callback(_running.discard)
 
     @property
     def session(self) -> int:
@@ -41,10 +48,11 @@ class RunnerHandle:
     def shutdown(self, *, grace: _Seconds | None = None) -> None:
         """Stop claiming and let running jobs finish; after `grace` seconds (the runner's own setting) they are stopped.
 
-        Harmless when repeated; a later call with a shorter grace hurries.
+        Harmless when repeated; a later call with a shorter grace hurries. Raises ConfigurationError for a bad `grace`.
         """
+        allowed = None if grace is None else seconds("grace", grace)
         self.shutting_down = True
-        self._supervisor.shutdown(grace.total_seconds() if isinstance(grace, timedelta) else grace)
+        self._supervisor.shutdown(allowed)
 
     async def wait_for_shutdown(self) -> list[int]:
         """Wait until the runner has ended. Returns the ids of jobs that would not end within the grace.
@@ -57,7 +65,11 @@ class RunnerHandle:
         return unfinished
 
     async def __aenter__(self) -> Self:
-        await self.ready()
+        try:
+            await self.ready()
+        except asyncio.CancelledError:  # __aexit__ will not be called
+            self.shutdown()
+            raise
         return self
 
     async def __aexit__(
@@ -67,7 +79,9 @@ class RunnerHandle:
         trace: TracebackType | None,
     ) -> None:
         self.shutdown()
-        await self.wait_for_shutdown()
+        # a block that is cancelled is left as late as one that is not: what comes after it may close what jobs use
+        with anyio.CancelScope(shield=True):
+            await self.wait_for_shutdown()
 
 
 class RunnerThread:
@@ -110,19 +124,20 @@ class RunnerThread:
         self.wait_for_shutdown()
 
     def _run(self, start: Callable[[], RunnerHandle], started: Future[None]) -> None:
-        async def main() -> list[int]:
+        async def main() -> None:
             self._loop = asyncio.get_running_loop()
             self._handle = start()
             await self._handle.ready()
             started.set_result(None)
-            return await self._handle.wait_for_shutdown()
+            # said before the loop ends, which waits for jobs that would not
+            self._ended.set_result(await self._handle.wait_for_shutdown())
 
         try:
-            self._ended.set_result(asyncio.run(main()))
+            asyncio.run(main())
         except BaseException as error:
-            if not started.done():
-                started.set_exception(error)
-            self._ended.set_exception(error)
+            for future in (started, self._ended):
+                if not future.done():
+                    future.set_exception(error)
 
 
 def _quietly(call: Callable[[], object]) -> None:

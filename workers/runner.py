@@ -8,6 +8,8 @@ import signal
 from datetime import timedelta
 from typing import Any, Generic, Self, TypeVar
 
+import anyio
+
 from .background_job import BackgroundJob
 from .config import QueueConfig, RunnerConfig, check_name
 from .errors import ConfigurationError, FailedJobsError, RunnerError
@@ -146,26 +148,31 @@ class Runner(Generic[ContextT]):
     async def run(self, *, on_stall: StallHandler | None = None) -> list[int]:
         """Run as a process of its own: until SIGTERM or SIGINT, which let running jobs finish; a second one does not wait.
 
-        Returns the ids of jobs that would not end. Raises what made the runner die.
+        Returns the ids of jobs that would not end. Raises what made the runner die. When it is cancelled it stops the jobs
+        that run, which go back uncounted, and ends.
         """
         handle = self.start(on_stall=on_stall)
         loop = asyncio.get_running_loop()
-        installed = []
+        before = {}
         for number in (signal.SIGTERM, signal.SIGINT):
+            previous = signal.getsignal(number)
             try:
                 loop.add_signal_handler(number, _on_signal, handle, number)
-                installed.append(number)
-            except (
-                NotImplementedError,
-                RuntimeError,
-                ValueError,
-            ):  # not the main thread, or not this platform
+                before[number] = previous
+            # not the main thread, or not this platform
+            except (NotImplementedError, RuntimeError, ValueError):
                 logger.debug("no handler for %s here", number)
         try:
             return await handle.wait_for_shutdown()
+        except asyncio.CancelledError:  # nobody else has the handle
+            handle.shutdown(grace=0.0)
+            with anyio.CancelScope(shield=True):
+                await handle.wait_for_shutdown()
+            raise
         finally:
-            for number in installed:
+            for number, previous in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, previous)
 
     def start_in_thread(self) -> RunnerThread:
         """Host the runner in a synchronous program: a thread with an event loop of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ from .report import as_json, print_report
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play; return 0 when no job was lost."""
     options = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the embedded server, too
     console = Console(stderr=options.json)
     if not console.is_terminal:
         console.width = 130  # the table's
@@ -28,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dsn = prepare(options)
         with open_display(console) as display:
             result = asyncio.run(play(dsn, options, display))
-    except (WorkersError, psycopg.Error) as error:
-        print(f"The game can't be played: {error}", file=sys.stderr)
+    except (WorkersError, psycopg.Error, ExceptionGroup) as error:
+        print(f"The game can't be played: {_cause(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -37,6 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(as_json(result))
     return 0 if result.accounts.honest and not result.failed else 1
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what the players' tasks failed with; anything but a database's error is a bug of the game."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, WorkersError | psycopg.Error):
+        raise error
+    return error
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from psycopg.rows import class_row
 
 from workers import migrate
 from workers.embedded import resolve_dsn
+from workers.migrations import check_migrations
 
 from .game import SCHEMA, SHARES
 from .ledger import Fate
@@ -54,7 +55,9 @@ def prepare(options: Options) -> str:
     Raises ConfigurationError, MigrationError and psycopg.Error.
     """
     dsn = resolve_dsn(options.database_url or "embedded:")
-    if not options.skip_db_setup:
+    if options.skip_db_setup:
+        check_migrations(dsn)
+    else:
         migrate(dsn)
         with psycopg.connect(dsn) as conn:
             conn.execute(SCHEMA)

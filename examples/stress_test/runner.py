@@ -50,7 +50,8 @@ def _finished(event: JobFinished) -> None:
     trouble = ""
     match event.transition:
         case Retry(delay=delay, error=error):
-            trouble = f"{error.strip().rpartition(': ')[2]}; again in {delay:g} s"
+            last_line = error.strip().rpartition("\n")[2]
+            trouble = f"{last_line.rpartition(': ')[2]}; again in {delay:g} s"
         case Bury(reason=reason):
             trouble = f"dead letter: {reason}"
     if trouble:

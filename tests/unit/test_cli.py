@@ -19,12 +19,10 @@ WITHOUT = "import sys; sys.modules[sys.argv.pop()] = None; from workers.cli impo
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, restored afterwards."""
+    """The root logger; its level is restored afterwards."""
     logger = logging.getLogger()
-    handlers, level = list(logger.handlers), logger.level
-    logger.handlers.clear()
+    level = logger.level
     yield logger
-    logger.handlers[:] = handlers
     logger.setLevel(level)
 
 
@@ -66,7 +64,7 @@ def test_json_has_every_field_and_the_traceback_on_one_line() -> None:
         record = logging.makeLogRecord(
             {"name": "shop", "msg": "%s \ud800", "args": ("lost",), "exc_info": sys.exc_info()}
         )
-    record.__dict__ |= {"job_id": 7, "who": {1, 1}}
+    record.__dict__ |= {"job_id": 7, "who": {1}}
     text = render(logs._Json(), record)
     assert text.count("\n") == 0
     entry = json.loads(text)
@@ -76,9 +74,11 @@ def test_json_has_every_field_and_the_traceback_on_one_line() -> None:
     assert "hunter2" not in text
 
 
-def test_applications_handlers_stay_unless_asked(root: logging.Logger) -> None:
+def test_applications_handlers_stay_unless_asked(
+    root: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = logging.NullHandler()
-    root.addHandler(own)
+    monkeypatch.setattr(root, "handlers", [own])
     root.setLevel(logging.ERROR)
     logs.configure(None, None)
     assert (root.handlers, root.level) == ([own], logging.ERROR)

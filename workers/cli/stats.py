@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -56,10 +57,9 @@ def stats(database_url: str | None, as_json: bool) -> None:
         queues = {row.queue: _as_dict(row) for row in rows}
         click.echo(json.dumps({"queues": queues, "total": _as_dict(_total(rows))}))
     else:
-        console = Console()
         # a pipe has no width that anything would have to be cut to
-        width = None if console.is_terminal else 200
-        console.print(_table(rows) if rows else "There are no jobs.", width=width)
+        console = Console(width=None if sys.stdout.isatty() else 200)
+        console.print(_table(rows) if rows else "There are no jobs.")
 
 
 async def _read(dsn: str) -> list[QueueStats]:

@@ -37,7 +37,10 @@ from ..lifecycle import (
 from ..storage.base import Guard, Settlement, Storage
 from .failure import describe, storable
 
-__all__ = ["Attempt", "Executor", "Fenced"]
+__all__ = ["Attempt", "Executor", "Fenced", "ThreadJobs"]
+
+#: Ids of the jobs whose code is in a thread right now. Changed by those threads, whether or not the loop still runs.
+ThreadJobs = set[int]
 
 
 class Fenced(Exception):  # noqa: N818 - an answer, not an error
@@ -79,18 +82,21 @@ class Executor:
         context: Any,
         base: Context,
         num_workers: int,
+        threads: ThreadJobs,
         is_closing: Callable[[], bool],
     ) -> None:
         self._storage = storage
         self._context = context
         self._base = base
         self._limiter = CapacityLimiter(num_workers)
+        self._threads = threads
         self._is_closing = is_closing
 
     async def run(self, attempt: Attempt, session: int) -> tuple[Outcome | None, Transition | None]:
         """Run `attempt`: its outcome and what to write; (None, None) when the job is somebody else's by now.
 
-        A transition of None with an outcome means that it has been written already, in the job's own transaction.
+        A transition of None with an outcome means that it has been written already, in the job's own transaction. Raises
+        only CancelledError, when the event loop is closing over a job in a thread.
         """
         job, job_type = attempt.job, attempt.type
         try:
@@ -101,6 +107,8 @@ class Executor:
             await self._call(attempt, payload, self._enter(attempt, session))
             outcome: Outcome = Completed() if attempt.stopped is None else _stopped(attempt)
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and job.id in self._threads:
+                raise  # the loop is closing over it; its claim must outlast its thread
             fenced = error if isinstance(error, Fenced) else attempt.stopped
             if isinstance(fenced, Fenced):
                 return None, None
@@ -123,13 +131,7 @@ class Executor:
 
     async def _call(self, attempt: Attempt, payload: Any, scope: Context) -> None:
         if attempt.in_thread:
-            result = await anyio.to_thread.run_sync(
-                scope.run,
-                payload.run,
-                self._context,
-                limiter=self._limiter,
-                abandon_on_cancel=False,
-            )
+            result = await self._in_thread(attempt, scope.run, payload.run, self._context)
         else:
             result = scope.run(payload.run, self._context)
         if isinstance(result, Coroutine):
@@ -142,17 +144,21 @@ class Executor:
         elif inspect.isawaitable(result):
             await _Driven(_awaited(result), scope, None)
 
+    async def _in_thread(self, attempt: Attempt, function: Callable[..., Any], *args: Any) -> Any:
+        def work() -> Any:
+            try:
+                return function(*args)
+            finally:
+                self._threads.discard(job_id)
+
+        job_id = attempt.job.id
+        self._threads.add(job_id)
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=False)
+
     async def _run_transactional(self, attempt: Attempt, session: int, payload: Any) -> None:
         guard = Guard(attempt.job.id, attempt.job.token)
         if attempt.in_thread:
-            await anyio.to_thread.run_sync(
-                self._transaction_in_thread,
-                attempt,
-                session,
-                payload,
-                limiter=self._limiter,
-                abandon_on_cancel=False,
-            )
+            await self._in_thread(attempt, self._transaction_in_thread, attempt, session, payload)
             return
         async with self._storage.transaction(session, guard) as run:
             if run is None:

@@ -66,14 +66,18 @@ class Ledger:
         return self._claimed_at.get(token, 0.0)
 
     def closing(self, guards: Iterable[Guard]) -> list[int]:
-        """The tokens of which no job is left once `guards` are written."""
+        """The tokens of this session of which no job is left once `guards` are written."""
         counts: dict[int, int] = {}
         for guard in guards:
             counts[guard.token] = counts.get(guard.token, 0) + 1
-        return [token for token, count in counts.items() if self._left.get(token) == count]
+        emptied = [token for token, count in counts.items() if self._left.get(token) == count]
+        return self._of_this_session(emptied)
 
     def settled(self, guards: Iterable[Guard]) -> list[int]:
-        """`guards` were written, or turned out to be somebody else's. Returns the tokens of which nothing is left."""
+        """`guards` were written, or turned out to be somebody else's.
+
+        Returns the tokens of this session of which nothing is left.
+        """
         emptied = []
         for guard in guards:
             if self._held.get(guard.id) != guard.token:
@@ -86,7 +90,14 @@ class Ledger:
                 del self._left[guard.token]
                 self._claimed_at.pop(guard.token, None)
                 emptied.append(guard.token)
-        return emptied
+        return self._of_this_session(emptied)
+
+    def _of_this_session(self, tokens: list[int]) -> list[int]:
+        """What a session held when it was taken for dead is found by its claims: they are not this runner's to forget."""
+        if not self._sessions or not tokens:
+            return tokens
+        first = self._sessions[-1][0]
+        return [token for token in tokens if token >= first]
 
     def orphans(self, claims: Mapping[int, Collection[int]]) -> list[Guard]:
         """Jobs that the store holds for this session and nobody here knows of: the reply of their claim was lost."""

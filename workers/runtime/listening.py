@@ -69,10 +69,14 @@ class Listening:
         async with anyio.create_task_group() as group:
 
             async def hear() -> None:
-                async for wake in listener:
-                    self._heard.set()
-                    if wake is not None:
-                        self._wake(wake)
+                nonlocal reason
+                try:
+                    async for wake in listener:
+                        self._heard.set()
+                        if wake is not None:
+                            self._wake(wake)
+                except (StorageError, OSError) as error:
+                    reason = str(error)
                 group.cancel_scope.cancel()
 
             async def notice() -> None:

@@ -10,7 +10,7 @@ from ..errors import StorageError
 from ..storage.base import DeadSession, Maintenance, Storage, Wake
 from .claimer import Claimer
 from .completer import Completer
-from .executor import Fenced
+from .executor import Fenced, ThreadJobs
 from .gate import Gate
 from .ledger import Ledger
 from .session import StallHandler
@@ -32,6 +32,8 @@ class Reports:
         gate: Gate,
         queues: Mapping[str, WorkQueue],
         claimers: Mapping[str, Claimer],
+        threads: ThreadJobs,
+        die: Callable[[BaseException], None],
         on_stall: StallHandler | None,
     ) -> None:
         self._storage = storage
@@ -40,6 +42,8 @@ class Reports:
         self._gate = gate
         self._queues = queues
         self._claimers = claimers
+        self._threads = threads
+        self._die = die
         self._on_stall = on_stall
         self._warned: set[tuple[str, str]] = set()
         self.probed_listener: Callable[[], None] = lambda: None
@@ -130,6 +134,14 @@ class Reports:
     def probed(self) -> None:
         """A probe to the listener is on its way."""
         self.probed_listener()
+
+    def thread_died(self, error: BaseException) -> None:
+        """The session is no longer kept, so the runner can't go on."""
+        self._die(error)
+
+    def jobs_in_threads(self) -> bool:
+        """Whether job code runs in threads. On the session thread."""
+        return bool(self._threads)
 
     def stalled(self, seconds: float, stack: str) -> None:
         """The loop stands still. On the session thread: nothing here may need the loop."""

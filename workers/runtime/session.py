@@ -58,6 +58,12 @@ class SessionEvents(Protocol):
     def probed(self) -> None:
         """A probe to the listener is on its way."""
 
+    def thread_died(self, error: BaseException) -> None:
+        """The session is no longer kept: its lease will run out."""
+
+    def jobs_in_threads(self) -> bool:
+        """Whether job code runs in threads. Called on the session thread."""
+
     def stalled(self, seconds: float, stack: str) -> None:
         """The loop stood still. Called on the thread, while it still does."""
 
@@ -83,8 +89,8 @@ class SessionKeeper:
         self._stall_limit = stall_limit
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._poke = threading.Event()
         self._stopping = False
+        self._loop_closed = False
         self._give_back = True
         self._waiting: list[Future[Maintenance]] = []
         self._heartbeat = self._last_beat = time.monotonic()
@@ -107,13 +113,13 @@ class SessionKeeper:
         """End the session; `ended` gets the number of jobs that went back. Returns at once."""
         self._give_back = give_back
         self._stopping = True
-        self._poke.set()
+        self._control.poke()
 
     def maintain_now(self) -> Future[Maintenance]:
         """Ask for a round of housekeeping that begins after this call."""
         future: Future[Maintenance] = Future()
         self._waiting.append(future)
-        self._poke.set()
+        self._control.poke()
         return future
 
     # ------------------------------------------------------------------------------------------------------- the thread
@@ -129,20 +135,22 @@ class SessionKeeper:
         self.started.set_result(session)
         released = 0
         try:
-            while not self._stopping:
+            while not self._is_over():
                 self._tick()
-                self._poke.wait(TICK)
-                self._poke.clear()
+                self._control.wait(TICK)
             released = self._end()
-        except BaseException:
-            logger.critical(
-                "the session thread died; the lease of this runner will run out", exc_info=True
-            )
+        except BaseException as error:
+            logger.critical("the session thread died", exc_info=True)
             self._control.abandon()
+            self._post(self._events.thread_died, error)
         finally:
             for future in self._waiting:
                 future.cancel()
             self.ended.set_result(released)
+
+    def _is_over(self) -> bool:
+        """Told to stop; or the loop is closed, and no job is left that runs in a thread and needs its claim."""
+        return self._stopping or (self._loop_closed and not self._events.jobs_in_threads())
 
     def _tick(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -184,7 +192,7 @@ class SessionKeeper:
 
     def _recover(self) -> None:
         """Get the link back, however long it takes."""
-        while not self._stopping:
+        while not self._is_over():
             self._watch_loop()
             try:
                 if self._control.recover(self._request.lease):
@@ -193,8 +201,7 @@ class SessionKeeper:
                     self._replace_session()
                 return
             except StorageError:
-                self._poke.wait(_RETRY)
-                self._poke.clear()
+                self._control.wait(_RETRY)
 
     def _replace_session(self) -> None:
         self._control.abandon()
@@ -210,7 +217,7 @@ class SessionKeeper:
                 return self._control.close()
             except StorageError as error:
                 logger.warning("the session can't be closed now: %s", error)
-                time.sleep(_RETRY)
+                self._control.wait(_RETRY)
         logger.error("the session was left behind; another runner gives its jobs back")
         self._control.abandon()
         return 0
@@ -218,13 +225,15 @@ class SessionKeeper:
     def _post(self, callback: Callable[..., object], *args: object) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *args)
-        except RuntimeError:  # the loop is closed: nobody is left to be told
-            self._stopping = True
+        except RuntimeError:  # nobody is left to be told
+            self._loop_closed = True
 
     # ------------------------------------------------------------------------------------------------- watching the loop
 
     def _watch_loop(self) -> None:
         now = time.monotonic()
+        if self._loop_closed:
+            return
         if not self._beat_pending:
             self._beat_pending, self._last_beat = True, now
             self._post(self._beat)

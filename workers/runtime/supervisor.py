@@ -19,13 +19,14 @@ from typing import Any
 import anyio
 
 from ..config import QueueConfig, RunnerConfig
-from ..errors import RunnerError, StorageError
+from ..errors import RunnerError
 from ..lifecycle import Interrupted
 from ..registry import Registry
 from ..storage.base import MaintenanceRequest, Storage
 from .claimer import Claimer
 from .completer import Completer
-from .executor import Executor
+from .empty import EmptyWatch
+from .executor import Executor, ThreadJobs
 from .gate import Gate
 from .ledger import Ledger
 from .listening import Listening
@@ -40,8 +41,6 @@ logger = logging.getLogger("workers")
 
 #: After the grace, seconds for stopped jobs to end, and again for outcomes to be written.
 _LAST_SECONDS = 5.0
-#: How often a runner that waits for an empty queue looks.
-_EMPTY_EVERY = 0.02
 
 
 class Supervisor:
@@ -74,8 +73,17 @@ class Supervisor:
             for name, queue in self._queues.items()
         }
         self._context, self._base = context, copy_context()
+        self._threads: ThreadJobs = set()
         self._reports = Reports(
-            storage, self.ledger, self.completer, self._gate, self._queues, self._claimers, on_stall
+            storage,
+            self.ledger,
+            self.completer,
+            self._gate,
+            self._queues,
+            self._claimers,
+            self._threads,
+            self._die,
+            on_stall,
         )
         self._listening = Listening(storage.listener, self._reports.wake, self._listener_address)
         self._keeper = SessionKeeper(
@@ -158,6 +166,7 @@ class Supervisor:
             raise
         self._gate.open()
         writer = asyncio.create_task(self.completer.run(), name="workers-completer")
+        writer.add_done_callback(self._task_ended)
         try:
             await self._work()
         finally:
@@ -179,14 +188,17 @@ class Supervisor:
             logger.error(
                 "outcomes could not be written before the end; those jobs will be run again"
             )
-        elif not writer.cancelled() and (error := writer.exception()) is not None:
-            self._failure = self._failure or error
 
     async def _work(self) -> None:
         """Claim and run until shutdown, then let the workers finish."""
         for queue in self._queues.values():
             executor = Executor(
-                self._storage, self._context, self._base, queue.config.num_workers, self._is_closing
+                self._storage,
+                self._context,
+                self._base,
+                queue.config.num_workers,
+                self._threads,
+                self._is_closing,
             )
             for number in range(1, queue.config.num_workers + 1):
                 worker = Worker(
@@ -194,7 +206,7 @@ class Supervisor:
                 )
                 task = asyncio.create_task(worker.run(), name=f"worker-{queue.name}-{number}")
                 self._workers.add(task)
-                task.add_done_callback(self._worker_ended)
+                task.add_done_callback(self._task_ended)
         try:
             await self._claim_until_shutdown()
         except asyncio.CancelledError:
@@ -218,7 +230,8 @@ class Supervisor:
             if self._config.listen:
                 group.start_soon(self._listening.run, self.ledger.session, name="listening")
             if self._until_empty:
-                group.start_soon(self._watch_for_empty, name="watch-for-empty")
+                watch = EmptyWatch(self._keeper, self.ledger, self.completer, self._claimers)
+                group.start_soon(watch.run, self.shutdown, name="watch-for-empty")
             if not self.ready.done():
                 self.ready.set_result(None)
             session, queues = self.ledger.session, sorted(self._queues)
@@ -252,11 +265,15 @@ class Supervisor:
                 await asyncio.wait(self._workers)
         return not self._workers
 
-    def _worker_ended(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._workers.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._failure = self._failure or error
-            self.shutdown()
+            self._die(error)
+
+    def _die(self, error: BaseException) -> None:
+        """Something that the runner can't be without has failed: shut down, and say so at the end."""
+        self._failure = self._failure or error
+        self.shutdown()
 
     def _running(self) -> list[int]:
         return sorted(
@@ -268,32 +285,3 @@ class Supervisor:
 
     def _listener_address(self, address: str | None) -> None:
         self._keeper.listener_address = address
-
-    # ----------------------------------------------------------------------------------------------------- until it is empty
-
-    async def _watch_for_empty(self) -> None:
-        """Shut down once nothing is claimable and nothing runs here. Other runners' jobs and future ones do not count."""
-        while True:
-            claims = self.ledger.claims
-            if (
-                not self.ledger
-                and self.completer.idle
-                and await self._is_empty()
-                and claims == self.ledger.claims
-            ):
-                self.shutdown()
-                return
-            await anyio.sleep(_EMPTY_EVERY)
-
-    async def _is_empty(self) -> bool:
-        """A thorough look: what is due is staged first, then every queue is scanned whole."""
-        try:
-            found = await asyncio.wrap_future(self._keeper.maintain_now())
-        except StorageError:
-            return False
-        if found.wakes or found.suspects or found.rescue:
-            return False
-        for claimer in self._claimers.values():
-            if await claimer.claim(1, thorough=True) != 0:
-                return False
-        return True

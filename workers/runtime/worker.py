@@ -89,8 +89,8 @@ class Worker:
             )
         try:
             outcome, transition = await self._executor.run(attempt, session)
-        finally:
             running.discard(attempt)
+        finally:
             if timer is not None:
                 timer.cancel()
             if job.crashes > SHARED_CRASHES:

@@ -1,0 +1,66 @@
+"""Fixtures of the fault tests: a history, worker processes, and a server that has been up for long enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.helpers.history import History
+from tests.helpers.own_server import NoOwnServerError, OwnServer, own_server
+from tests.helpers.processes import Crew, crew
+
+Say = Callable[[str], None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_server(admin: psycopg.Connection) -> None:
+    """Right after a start of the server a free lock means nothing (rule 19)."""
+    admin.execute(
+        "SELECT pg_sleep(greatest(0, 5.1 - extract(epoch FROM now() - pg_postmaster_start_time())))"
+    )
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    """Where everybody who takes part in this test writes down what happens."""
+    opened = History(tmp_path / "history.jsonl")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def workers(database_url: str, history: History) -> Iterator[Crew]:
+    """Worker processes on this test's database."""
+    with crew(database_url, history) as opened:
+        yield opened
+
+
+@pytest.fixture
+def server_to_crash() -> Iterator[OwnServer]:
+    """A server of this test's own."""
+    try:
+        with own_server() as started:
+            yield started
+    except NoOwnServerError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def say(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Say:
+    """Print a measurement past the capture of output, at the end of the run."""
+    measured = pytestconfig.stash.setdefault(MEASURED, [])
+    return lambda text: measured.append(f"{request.node.name}: {text}")
+
+
+MEASURED = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """What the fault tests measured."""
+    for line in config.stash.get(MEASURED, []):
+        terminalreporter.write_line(line)

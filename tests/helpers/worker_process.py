@@ -1,0 +1,111 @@
+"""A runner in a process of its own, to be killed: `python -m tests.helpers.worker_process --help`.
+
+Writes events to standard output (see tests/helpers/history.py). Takes commands on standard input, one a line: `open` lets
+held jobs go. When standard input ends, whoever started it is gone, and it leaves at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import threading
+
+from tests.helpers.fault_jobs import Stage, job_types
+from tests.helpers.history import Event
+from workers import Runner, telemetry
+
+
+def main() -> None:
+    """Run until told to stop by a signal, or until the queues are empty."""
+    options = _options()
+    asyncio.run(_main(options))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run test jobs in a process of its own.")
+    parser.add_argument("--database-url", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--types", required=True, help="job types, separated by commas")
+    parser.add_argument("--workers", type=int, default=10)
+    parser.add_argument("--poll-interval", type=float, default=1.0)
+    parser.add_argument("--lease", type=float, default=15.0)
+    parser.add_argument("--grace", type=float, default=30.0)
+    parser.add_argument("--loop-stall-limit", type=float, default=60.0)
+    parser.add_argument("--poll-only", action="store_true")
+    parser.add_argument("--until-empty", action="store_true")
+    return parser.parse_args()
+
+
+async def _main(options: argparse.Namespace) -> None:
+    stage = Stage(options.name, _write)
+    _note_what_the_runner_says(stage)
+    runner = Runner(
+        options.database_url,
+        stage,
+        lease=options.lease,
+        grace=options.grace,
+        loop_stall_limit=options.loop_stall_limit,
+        listen=not options.poll_only,
+        name=options.name,
+    )
+    for job_class in job_types(options.types):
+        runner.register_job_type(job_class)
+        runner.configure_queue(
+            job_class.queue, num_workers=options.workers, poll_interval=options.poll_interval
+        )
+    if options.until_empty:
+        runner.shutdown_when_queue_empty()
+    loop = asyncio.get_running_loop()
+    threading.Thread(target=_obey, args=(loop, stage), daemon=True).start()
+    unfinished = await runner.run()
+    stage.note("exit", text=",".join(map(str, unfinished)))
+    if unfinished:
+        os._exit(3)
+
+
+def _write(event: Event) -> None:
+    """One write a line: whole, or not at all, whenever the process dies."""
+    os.write(sys.__stdout__.fileno(), event.line())  # type: ignore[union-attr]  # it has one
+
+
+def _note_what_the_runner_says(stage: Stage) -> None:
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if text.startswith("runner started"):
+                stage.note("ready", session=vars(record)["session"])
+            stage.note("log", text=f"{record.levelname} {text}")
+
+    logger = logging.getLogger("workers")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(Notes())
+    logger.addHandler(logging.StreamHandler())
+    telemetry.subscribe(
+        lambda event: stage.note("fenced", job=event.job_id, session=event.session),
+        telemetry.JobFenced,
+    )
+    telemetry.subscribe(
+        lambda event: stage.note("superseded", job=event.job_id, session=event.session),
+        telemetry.JobSuperseded,
+    )
+    telemetry.subscribe(
+        lambda event: stage.note("session lost", session=event.successor), telemetry.SessionLost
+    )
+    telemetry.subscribe(
+        lambda event: stage.note("rescued", session=event.dead, text=str(event.jobs)),
+        telemetry.SessionsRescued,
+    )
+
+
+def _obey(loop: asyncio.AbstractEventLoop, stage: Stage) -> None:
+    for line in sys.stdin:
+        if line.strip() == "open":
+            loop.call_soon_threadsafe(stage.open)
+    os._exit(9)
+
+
+if __name__ == "__main__":
+    main()
