@@ -172,7 +172,7 @@ class Runner(Generic[ContextT]):
         finally:
             for number, previous in before.items():
                 loop.remove_signal_handler(number)
-                signal.signal(number, previous)
+                signal.signal(number, previous or signal.SIG_DFL)
 
     def start_in_thread(self) -> RunnerThread:
         """Host the runner in a synchronous program: a thread with an event loop of its own.

@@ -152,10 +152,12 @@ def _capture(sdk: Any, exception: BaseException) -> None:
 
 
 def _of_the_job(trace: TracebackType | None) -> TracebackType | None:
-    """`trace` without the library's frames at its beginning, unless there are no others."""
-    inner = trace
-    while inner is not None and _is_ours(inner.tb_frame.f_globals.get("__name__")):
-        inner = inner.tb_next
+    """`trace` from where the runtime called the job; the whole if the job's code is not in it."""
+    inner = at = trace
+    while at is not None:
+        if at.tb_frame.f_globals.get("__name__", "").startswith("workers.runtime."):
+            inner = at.tb_next
+        at = at.tb_next
     return inner or trace
 
 

@@ -277,8 +277,7 @@ async def test_error_that_a_job_logs_carries_its_tags(
 
 
 def test_connection_strings_stay_here(events: list[Event]) -> None:
-    dsn = f"postgresql://me:{PASSWORD}@127.0.0.1:1/shop"
-    pool = AsyncConnectionPool(dsn, open=False)
+    pool = AsyncConnectionPool(f"postgresql://me:{PASSWORD}@127.0.0.1:1/shop", open=False)
     try:
         Connector(pool).connect()
     except psycopg.OperationalError:

@@ -19,12 +19,19 @@ from workers import (
     ClaimedJob,
     Discard,
     Exponential,
+    FailedJobsError,
     Fixed,
     Linear,
     Priority,
+    Runner,
+    RunnerHandle,
     Snooze,
     UnsupportedConnectionError,
+    current_job,
+    migrate,
 )
+from workers.storage.memory import MemoryStorage
+from workers.telemetry import JobFinished, subscribe
 
 
 class Mailer:
@@ -184,10 +191,81 @@ async def enqueues_async(
     assert_type(await Resize.enqueue_batch(session, [job]), list[int | None])
 
 
-def refused(conn: psycopg.Connection) -> None:
+class Transfer(BackgroundJob[AppContext]):
+    transactional = True
+
+    amount: int
+
+    async def run(self, ctx: AppContext) -> None:
+        job = current_job()
+        assert_type(job.id, int)
+        assert_type(job.attempt, int)
+        assert_type(job.claim_token, str)
+        assert_type(job.remaining, float | None)
+        await job.connection.execute("UPDATE accounts SET balance = balance + %s", [self.amount])
+
+
+async def runs(pool: AsyncConnectionPool, ctx: AppContext) -> None:
+    runner = (
+        Runner(pool, ctx, lease=timedelta(seconds=20), grace=10, listen=False, name="mail")
+        .register_job_type(SendEmail)
+        .register_job_type(Resize)
+        .register_job_type(Ping)
+        .register_job_type(Transfer)
+        .configure_queue("emails", num_workers=2, poll_interval=5.0, jitter=0.1)
+        .configure_queue("slow", poll_interval=timedelta(minutes=1))
+        .configure_default_queue(num_workers=4)
+        .shutdown_when_queue_empty()
+    )
+    assert_type(runner, Runner[AppContext])
+    handle = runner.start()
+    assert_type(handle, RunnerHandle)
+    await handle.ready()
+    handle.shutdown(grace=timedelta(seconds=5))
+    assert_type(await handle.wait_for_shutdown(), list[int])
+    async with runner.start() as started:
+        assert_type(started.session, int)
+    assert_type(await runner.run(), list[int])
+    try:
+        await runner.check_for_failed_jobs()
+    except FailedJobsError as error:
+        assert_type(error.job_ids, tuple[int, ...])
+
+
+def runs_in_a_thread(dsn: str, ctx: AppContext) -> None:
+    with Runner(dsn, ctx).register_job_type(SendEmail).start_in_thread() as hosted:
+        hosted.shutdown()
+        assert_type(hosted.wait_for_shutdown(timeout=10), list[int])
+
+
+async def migrates(conn: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    assert_type(migrate("postgresql://"), list[str])
+    assert_type(migrate(conn), list[str])
+    assert_type(await migrate(aconn), list[str])
+
+
+async def tests_without_a_database(ctx: AppContext) -> None:
+    storage = MemoryStorage()
+    assert_type(await Ping().enqueue(storage), int | None)
+    finished: list[JobFinished] = []
+    with subscribe(finished.append, JobFinished):
+        await Runner(storage, ctx).register_job_type(Ping).shutdown_when_queue_empty().run()
+
+
+class OtherContext: ...
+
+
+class Foreign(BackgroundJob[OtherContext]):
+    async def run(self, ctx: OtherContext) -> None: ...
+
+
+def refused(conn: psycopg.Connection, ctx: AppContext) -> None:
     """What a type checker must not let pass."""
     SendEmail("user@example.com")  # type: ignore[call-arg]
     SendEmail(subject="to whom?")  # type: ignore[call-arg]
     SendEmail(to=1)  # type: ignore[arg-type]
     BackgroundJob()  # type: ignore[abstract]
     SendEmail.enqueue_batch(conn, [Ping()])  # type: ignore[list-item]
+    Runner("postgresql://", ctx).register_job_type(Foreign)  # type: ignore[arg-type]
+    Runner("postgresql://", ctx, leese=5)  # type: ignore[call-arg]
+    Runner(conn, ctx)  # type: ignore[arg-type]

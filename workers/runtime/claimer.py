@@ -18,7 +18,7 @@ import anyio
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Release
-from ..storage.base import Claimed, ClaimRequest, Scan, Storage
+from ..storage.base import Claimed, ClaimRequest, Guard, Scan, Storage
 from .completer import Completer
 from .gate import Gate
 from .ledger import Ledger
@@ -81,7 +81,7 @@ class Claimer:
                     now + queue.config.poll_interval + random.uniform(0, queue.config.jitter)
                 )
             limit = min(self._max_batch, queue.room(prefetch=not self._gate.exclusive))
-            if limit and self.suspects:
+            if self.suspects and queue.idle:
                 await self.claim_suspect()
                 continue
             if limit and self._more:
@@ -146,6 +146,9 @@ class Claimer:
             )
             self._failures = 0
         self._ledger.claimed(token, claimed.jobs, time.monotonic())
+        if session != self._ledger.session:  # reaped while the reply was on its way: these are given back
+            self._ledger.settled([Guard(job.id, token) for job in claimed.jobs])
+            return Claimed([], complete=False)
         self._queue.put(claimed.jobs)
         return claimed
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+from types import TracebackType
+
+import anyio
 
 __all__ = ["MAX_ERROR", "describe", "storable"]
 
 #: Characters kept of an error text: its beginning and, twice as much, its end, where the cause stands.
 MAX_ERROR = 6000
+
+#: Where the frames between a worker and the code of its job come from.
+_ON_THE_WAY = tuple(
+    os.path.dirname(path) + os.sep for path in (__file__, anyio.__file__)
+)
 
 
 def storable(text: str) -> str:
@@ -22,9 +31,16 @@ def storable(text: str) -> str:
 def describe(error: BaseException) -> str:
     """The traceback of `error` as storable text. Never raises."""
     try:
-        # the first frame is the library's own call of the job
-        frames = error.__traceback__.tb_next if error.__traceback__ else None
+        frames = _of_the_job(error.__traceback__)
         text = "".join(traceback.format_exception(type(error), error, frames, limit=-30))
-    except Exception as broken:  # an exception whose __str__, __cause__ or class misbehaves
+    except BaseException as broken:  # an exception whose __str__, __cause__ or class misbehaves
         text = f"{type(error).__name__} (its own text can't be had: {type(broken).__name__})"
     return storable(text)
+
+
+def _of_the_job(frames: TracebackType | None) -> TracebackType | None:
+    """`frames` without the library's own at the beginning, unless there are no others."""
+    inner = frames
+    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_ON_THE_WAY):
+        inner = inner.tb_next
+    return inner or frames

@@ -129,6 +129,9 @@ class Reports:
                     jobs=session.jobs,
                 )
             )
+        # those jobs are suspects now; the next housekeeping would say so, a second later
+        for claimer in self._claimers.values():
+            claimer.suspects = True
         self.wake(Wake())
 
     def probed(self) -> None:

@@ -18,9 +18,9 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Protocol
 
-from ..errors import StorageError
+from ..errors import StorageError, StorageUnavailableError
 from ..storage.base import Control, DeadSession, Maintenance, MaintenanceRequest
 from .ledger import Ledger
 
@@ -91,6 +91,7 @@ class SessionKeeper:
         self._loop_thread = threading.get_ident()
         self._stopping = False
         self._loop_closed = False
+        self._replacing = False
         self._give_back = True
         self._waiting: list[Future[Maintenance]] = []
         self._heartbeat = self._last_beat = time.monotonic()
@@ -102,8 +103,8 @@ class SessionKeeper:
         self._thread = threading.Thread(
             target=self._run, name=f"workers-session-{name}", daemon=True
         )
-        self.started: Future[int] = Future()
-        self.ended: Future[int] = Future()
+        self.started: Future[int] = _uncancellable()
+        self.ended: Future[int] = _uncancellable()
 
     def start(self) -> None:
         """Start the thread; `started` gets the session's id, or the error."""
@@ -117,7 +118,7 @@ class SessionKeeper:
 
     def maintain_now(self) -> Future[Maintenance]:
         """Ask for a round of housekeeping that begins after this call."""
-        future: Future[Maintenance] = Future()
+        future: Future[Maintenance] = _uncancellable()
         self._waiting.append(future)
         self._control.poke()
         return future
@@ -145,7 +146,7 @@ class SessionKeeper:
             self._post(self._events.thread_died, error)
         finally:
             for future in self._waiting:
-                future.cancel()
+                future.set_exception(StorageUnavailableError("the session has ended"))
             self.ended.set_result(released)
 
     def _is_over(self) -> bool:
@@ -195,7 +196,8 @@ class SessionKeeper:
         while not self._is_over():
             self._watch_loop()
             try:
-                if self._control.recover(self._request.lease):
+                # a replacement that broke off may have left a row, but nobody was told of it
+                if not self._replacing and self._control.recover(self._request.lease):
                     self._post(self._events.link_restored)
                 else:
                     self._replace_session()
@@ -204,8 +206,10 @@ class SessionKeeper:
                 self._control.wait(_RETRY)
 
     def _replace_session(self) -> None:
+        self._replacing = True
         self._control.abandon()
         session = self._control.open(self._name, self._request.lease)
+        self._replacing = False
         self._post(self._events.session_replaced, session)
 
     def _end(self) -> int:
@@ -250,3 +254,10 @@ class SessionKeeper:
     def _beat(self) -> None:
         self._beat_pending = False
         self._stall_reported = False
+
+
+def _uncancellable() -> Future[Any]:
+    """A future that whoever awaits it can't cancel: the thread's `set_result` would raise, and end the thread."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
