@@ -173,12 +173,12 @@ def decide(job: ClaimedJob, outcome: Outcome, policy: JobPolicy) -> Transition:
     """What `outcome` does to `job` under `policy`. Never raises for what a job, a payload or a strategy says."""
     try:
         return _TABLE[type(outcome)](job, outcome, policy)
-    except (
-        Exception
-    ) as error:  # a user's backoff or archive predicate: its fault must not lose the outcome
+    # a user's backoff or archive predicate: its fault must not lose the outcome
+    except BaseException as error:
         if isinstance(outcome, Completed):
             return _ARCHIVE
-        return Retry(60.0, f"{type(error).__name__} in the retry policy; {outcome!r}")
+        text = outcome.error if isinstance(outcome, Failed) else type(outcome).__name__
+        return Retry(60.0, f"{type(error).__name__} in the retry policy, after:\n{text}")
 
 
 def _bounded(seconds: float) -> float:

@@ -24,8 +24,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the embedded server, too
     console = Console(stderr=options.json)
-    if not console.is_terminal:
-        console.width = 130  # the table's
     try:
         dsn = prepare(options)
         with open_display(console) as display:

@@ -3,12 +3,12 @@
 The database is the witness, not the processes, as those may be killed before they report. A completed job is a row in
 archived_jobs: the statement that removes the job writes it. So a job counts once, however often it ran.
 
-A deduplicated job that is given back while an identical one waits makes way for it. That is no loss: the other one was
-asked for later, and does the same. It counts as deduplicated, provided that the other one is accounted for.
+A deduplicated job that is given back while an identical one waits makes way for it. That is no loss, as the other one does
+the same. It counts as deduplicated, provided that an identical job was started after this one had been asked for, or waits.
 
-Pick-up latency is the time from the COMMIT that made a job visible to the start of its first attempt. Both are taken from
-the clock of this machine, on which all processes run. The time just before the COMMIT is used, so nothing is left out of it.
-Later attempts are due at a time that the database chose, and are not counted.
+Pick-up latency is the time from the COMMIT that made a job visible to the start of its first attempt. Both are read from
+the monotonic clock of this machine, which all processes share. The time just before the COMMIT is used, so nothing is left
+out of it. Later attempts are due at a time that the database chose, and are not counted.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Ledger:
     def __init__(self) -> None:
         self._jobs: dict[int, GameJob] = {}
         self._due: dict[int, float] = {}
-        self._started: dict[int, float] = {}
+        self._first_start: dict[int, float] = {}
+        self._last_start: dict[int, float] = {}
         self._rolled_back: set[int] = set()
         self.deduplicated: Counter[str] = Counter()
         self.enqueued: Counter[str] = Counter()
@@ -98,9 +99,10 @@ class Ledger:
         self._rolled_back.update(job_id for _, job_id in enqueued if job_id is not None)
 
     def hear(self, message: Message) -> None:
-        """Note the first start of each job."""
+        """Note when each job was started."""
         if isinstance(message, Started):
-            self._started.setdefault(message.job, message.at)
+            self._first_start.setdefault(message.job, message.at)
+            self._last_start[message.job] = message.at
 
     def settle(self, fates: Iterable[Fate], badges: Iterable[int], seconds: float) -> Accounts:
         """Return the accounts of a run of `seconds`. `badges`: a job's id for each badge it won."""
@@ -127,18 +129,20 @@ class Ledger:
         return accounts
 
     def _superseded(self, missing: set[int], found: dict[int, Fate]) -> set[int]:
-        """The ids in `missing` that made way for an identical job, which must have been asked for later."""
-        deduplicated = [job_id for job_id in missing if self._jobs[job_id].deduplicated]
+        """The ids in `missing` that made way for an identical job."""
+        deduplicated = {job_id for job_id in missing if self._jobs[job_id].deduplicated}
         if not deduplicated:
-            return set()
-        latest: dict[str, float] = {}
+            return deduplicated
+        done: dict[str, float] = {}  # until when what was asked for has been done, or will be
         for job_id in found.keys() & self._jobs.keys():
+            waits = found[job_id].fate == "waiting"
+            started = math.inf if waits else self._last_start.get(job_id, 0.0)
             key = repr(self._jobs[job_id])
-            latest[key] = max(latest.get(key, 0.0), self._due[job_id])
+            done[key] = max(done.get(key, 0.0), started)
         return {
             job_id
             for job_id in deduplicated
-            if latest.get(repr(self._jobs[job_id]), 0.0) > self._due[job_id]
+            if done.get(repr(self._jobs[job_id]), 0.0) > self._due[job_id]
         }
 
     def _misjudged(self, found: dict[int, Fate], badges: Counter[int]) -> list[int]:
@@ -151,9 +155,9 @@ class Ledger:
 
     def _measure_pickup(self, accounts: Accounts) -> None:
         latencies: defaultdict[str, list[float]] = defaultdict(list)
-        for job_id in self._started.keys() & self._due.keys():
+        for job_id in self._first_start.keys() & self._due.keys():
             # a job may start before the commit has been reported to whoever made it
-            latency = max(0.0, self._started[job_id] - self._due[job_id])
+            latency = max(0.0, self._first_start[job_id] - self._due[job_id])
             latencies[self._jobs[job_id].queue].append(latency)
         for queue, measured in latencies.items():
             measured.sort()

@@ -18,7 +18,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
-    """A job was started, at this time (of the machine's clock)."""
+    """A job was started, at this time of the machine's monotonic clock."""
 
     job: int
     at: float

@@ -101,7 +101,7 @@ class Producer:
         """Handle one request. The jobs become visible with the commit, all of them or none."""
         async with self._pool.connection() as conn, conn.transaction():
             enqueued = await _enqueue(conn, jobs)
-            due = time.time()
+            due = time.monotonic()
         self._ledger.committed(enqueued, due)
 
     async def _send_and_roll_back(self, jobs: list[GameJob]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +15,7 @@ from .play import Result
 __all__ = ["as_json", "print_report"]
 
 TOTALS = ("enqueued", "deduplicated", "completed", "retried", "dead", "lost")
-COLUMNS = (*TOTALS, "waiting", "rescued")
+ROWS = (*TOTALS, "waiting", "rescued")
 
 
 def as_json(result: Result) -> str:
@@ -26,21 +27,27 @@ def as_json(result: Result) -> str:
 
 
 def print_report(console: Console, result: Result, options: Options) -> None:
-    """Print the table and what it means."""
-    table = Table(title=_title(result, options), title_justify="left")
-    table.add_column("queue", no_wrap=True)
-    for heading in (*COLUMNS, "jobs/s", "pick-up p50", "p99"):
-        table.add_column(heading.replace("deduplicated", "dedup."), justify="right")
-    for queue, account in result.accounts.queues.items():
-        figures = [getattr(account, name) for name in COLUMNS]
-        latencies = (account.pickup_p50_ms, account.pickup_p99_ms)
-        table.add_row(queue, *map(str, figures), f"{account.per_second:.1f}", *map(_ms, latencies))
-    table.add_section()
-    totals = [str(_total(result, name)) for name in COLUMNS]
-    table.add_row("all", *totals, f"{_per_second(result):.1f}", "", "", style="bold")
+    """Print the table, which fits 80 columns, and what it means."""
+    queues = result.accounts.queues
+    table = Table(title=_title(result, options), title_justify="left", box=SIMPLE, padding=0)
+    for heading in ("", *queues, "all"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for name in ROWS:
+        figures = [getattr(account, name) for account in queues.values()]
+        table.add_row(name, *map(str, figures), str(sum(figures)), style=_style(name, sum(figures)))
+    rates = [account.per_second for account in queues.values()]
+    table.add_row("jobs/s", *map(str, rates), str(_per_second(result)))
+    table.add_row("pick-up p50", *(_ms(account.pickup_p50_ms) for account in queues.values()))
+    table.add_row("pick-up p99", *(_ms(account.pickup_p99_ms) for account in queues.values()))
     console.print(table)
     for style, line in _verdict(result):
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _style(name: str, total: int) -> str:
+    if name == "lost":
+        return "bold red" if total else "bold green"
+    return ""
 
 
 def _title(result: Result, options: Options) -> str:
@@ -63,7 +70,8 @@ def _verdict(result: Result) -> list[tuple[str, str]]:
     if result.failed:
         lines.append(("red", f"FAILED: {result.ended_by}"))
     if accounts.honest:
-        killed = f", with {result.killed} runners killed" if result.killed else ""
+        plural = "s" if result.killed > 1 else ""
+        killed = f", {result.killed} runner{plural} killed" if result.killed else ""
         lines.append(("green", f"No job lost, each badge won exactly once{killed}."))
     return lines
 

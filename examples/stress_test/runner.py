@@ -37,7 +37,7 @@ def main() -> None:
         os.environ["DATABASE_URL"], world, workers=orders.workers, name=orders.name
     )
     with (
-        subscribe(lambda event: _tell(Started(event.job.id, time.time())), JobStarted),
+        subscribe(lambda event: _tell(Started(event.job.id, time.monotonic())), JobStarted),
         subscribe(_finished, JobFinished),
         subscribe(
             lambda event: _tell(Rescued(event.name, event.jobs, event.reason)), SessionsRescued

@@ -29,6 +29,8 @@ __all__ = [
     "job_types",
 ]
 
+#: Seconds that held jobs in threads wait at most: a thread that is left behind would keep the test process.
+_THREAD_PATIENCE = 60.0
 #: What transactional jobs leave behind, once each; without a unique index, so that a second one would be seen.
 EFFECTS = "CREATE TABLE effects (job bigint NOT NULL, token text NOT NULL)"
 
@@ -105,7 +107,7 @@ class HeldInThread(BackgroundJob[Stage]):
 
     def run(self, stage: Stage) -> None:
         with stage.run():
-            stage.thread_gate.wait()
+            stage.thread_gate.wait(_THREAD_PATIENCE)
 
 
 class Effect(BackgroundJob[Stage]):
@@ -171,7 +173,7 @@ class Seeing(BackgroundJob[Stage]):
 class Deadly(BackgroundJob[Stage]):
     """Kills the process that runs it: as the kernel would, or by leaving on its own."""
 
-    queue = "default"
+    max_crashes = 3
 
     key: int = 0
     how: str = "kill"

@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Event", "History", "Kind", "Verdict", "check"]
+__all__ = ["Event", "History", "Kind", "Verdict", "by", "check", "saying"]
 
 Kind = Literal[
     "ready",  # a runner can claim
@@ -31,6 +31,7 @@ Kind = Literal[
     "rescued",  # a runner gave back the jobs of a dead session
     "log",  # what a runner said
     "exit",  # a runner has ended
+    "gone",  # a process has ended
     "killed",  # the test is about to kill a process
     "frozen",  # the test is about to stop a process
     "woken",  # the test lets it go on
@@ -57,6 +58,16 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 Filter = Callable[[Event], bool]
+
+
+def by(process: str) -> Filter:
+    """Only what `process` wrote."""
+    return lambda event: event.process == process
+
+
+def saying(text: str, process: str | None = None) -> Filter:
+    """Only what contains `text`, and was said by `process` if one is given."""
+    return lambda event: text in event.text and process in (None, event.process)
 
 
 class History:
@@ -129,7 +140,7 @@ class Verdict:
 
 
 def check(
-    events: Iterable[Event], enqueued: Iterable[int | None], explained: Iterable[int] = ()
+    events: Iterable[Event], enqueued: Iterable[int | None], explained: Iterable[int | None] = ()
 ) -> Verdict:
     """Judge a run that has come to rest.
 

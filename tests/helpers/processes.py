@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from tests.helpers.history import PATIENCE, Event, History
+from tests.helpers.history import PATIENCE, Event, History, by
 
 __all__ = ["Crew", "WorkerProcess", "crew"]
 
@@ -40,12 +40,13 @@ class WorkerProcess:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     self._history.add(decode(line))
+        self._history.add(Event(what="gone", process=self.name))
 
     def ready(self) -> int:
         """Wait until it can claim; its session's id."""
-        (event, *_) = self._history.wait_for(
-            "ready", where=lambda event: event.process == self.name
-        )
+        (event, *_) = self._history.wait_for("ready", "gone", where=by(self.name))
+        if event.what == "gone":
+            raise RuntimeError(f"{self.name} has ended with status {self.wait()}; see its output")
         return event.session
 
     def open(self) -> None:
@@ -69,7 +70,7 @@ class WorkerProcess:
         """SIGKILL; when, by the clock of the events."""
         self.send(signal.SIGKILL)
         self.wait()
-        (event, *_) = self._history.events("killed", where=lambda event: event.process == self.name)
+        (event, *_) = self._history.events("killed", where=by(self.name))
         return event.at
 
     def wait(self, seconds: float = PATIENCE) -> int:

@@ -23,27 +23,25 @@ __all__ = ["Proxy", "Trap", "proxy_to"]
 
 
 class Trap:
-    """What is done to statements whose text contains `text`, `times` times over."""
+    """What is done to statements whose text contains `text` and whose reply has rows, `times` times over."""
 
-    def __init__(self, text: str, times: int, holds: bool) -> None:
+    def __init__(self, text: str, times: int, holds: bool, rows: bool) -> None:
         self.text = text
         self.left = times
+        self.rows = rows
         #: True: the reply waits until `release`. False: it is lost, and the link is cut.
         self.holds = holds
         self._changed = threading.Condition()
         self._sprung = 0
         self._released = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def take(self) -> bool:
-        """Whether a matching statement falls into it."""
-        if self.left == 0:
-            return False
-        self.left -= 1
-        return True
+    def catches(self, reply: list[tuple[bytes, bytes]]) -> bool:
+        """Whether the reply, which is complete, is one to be caught: what the statement does is done."""
+        return self.left > 0 and (not self.rows or any(kind == b"D" for kind, _ in reply))
 
     def spring(self) -> None:
-        """The server's reply is complete: what the statement does is done."""
+        """One more was caught."""
+        self.left -= 1
         with self._changed:
             self._sprung += 1
             self._changed.notify_all()
@@ -56,7 +54,6 @@ class Trap:
 
     async def held(self) -> None:
         """Wait for the release. On the proxy's loop."""
-        self._loop = asyncio.get_running_loop()
         await self._released.wait()
 
     def release(self) -> None:
@@ -100,13 +97,16 @@ class Proxy:
             self._dsn, host="127.0.0.1", port=str(port), sslmode="disable", gssencmode="disable"
         )
 
-    def lose_reply(self, text: str, *, times: int = 1) -> Trap:
-        """Cut the link of a statement that contains `text` when its reply is complete, and pass nothing of it on."""
-        return self._set(Trap(text, times, holds=False))
+    def lose_reply(self, text: str, *, times: int = 1, rows: bool = False) -> Trap:
+        """Cut the link of a statement that contains `text` when its reply is complete, and pass nothing of it on.
 
-    def hold_reply(self, text: str, *, times: int = 1) -> Trap:
+        `rows`: only if the reply has any.
+        """
+        return self._set(Trap(text, times, holds=False, rows=rows))
+
+    def hold_reply(self, text: str, *, times: int = 1, rows: bool = False) -> Trap:
         """Pass nothing of the reply to such a statement on before `release`."""
-        return self._set(Trap(text, times, holds=True))
+        return self._set(Trap(text, times, holds=True, rows=rows))
 
     def release(self, trap: Trap) -> None:
         """Pass on what `trap` holds."""
@@ -168,10 +168,7 @@ class Proxy:
 
     def trap_for(self, statement: str) -> Trap | None:
         """The trap that `statement` falls into."""
-        for trap in self._traps:
-            if trap.text in statement and trap.take():
-                return trap
-        return None
+        return next((trap for trap in self._traps if trap.left and trap.text in statement), None)
 
     async def passable(self) -> None:
         """Wait while everything is frozen."""
@@ -194,7 +191,6 @@ class _Link:
         self._prepared: dict[bytes, str] = {}
         self._bound = ""
         self._trap: Trap | None = None
-        self._reply: list[bytes] = []
 
     def cut(self) -> None:
         """Break it, on both sides, without a word."""
@@ -243,6 +239,7 @@ class _Link:
 
     async def _downstream(self) -> None:
         """From the server to the client."""
+        reply: list[tuple[bytes, bytes]] = []
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
             while True:
                 kind, message = await _message(self._server_reader)
@@ -250,16 +247,19 @@ class _Link:
                 if trap is None:
                     await self._pass(self._client_writer, message)
                     continue
-                self._reply.append(message)
-                if kind == b"Z":
-                    self._trap, reply, self._reply = None, b"".join(self._reply), []
+                reply.append((kind, message))
+                if kind != b"Z":
+                    continue
+                if trap.catches(reply):
                     if not trap.holds:
                         self.cut()
                         trap.spring()
                         return
                     trap.spring()
                     await trap.held()
-                    await self._pass(self._client_writer, reply)
+                self._trap = None
+                await self._pass(self._client_writer, b"".join(part for _, part in reply))
+                reply = []
 
     async def _pass(self, writer: asyncio.StreamWriter, message: bytes) -> None:
         await self._proxy.passable()

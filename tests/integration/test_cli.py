@@ -1,181 +1,23 @@
-"""The command `workers`, as a process: what it does, says and exits with."""
+"""The command `workers`: migrate, stats, and what it says when it can't."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 
-from workers import BackgroundJob, migrations
-
-SECRET = "hunter2"
-
-APP = """
-import asyncio, logging, sys, time
-from contextlib import asynccontextmanager
-from workers import BackgroundJob, Runner
-from workers.runtime import supervisor
-
-supervisor._LAST_SECONDS = 0.1  # patience with a thread that never ends
-
-class Asks(BackgroundJob):
-    async def run(self, ctx):
-        print("asks", flush=True)
-        print("was told", await asyncio.to_thread(sys.stdin.readline), flush=True)
-
-class Waits(BackgroundJob):
-    async def run(self, ctx):
-        print("waits", flush=True)
-        await asyncio.Event().wait()
-
-class WaitsInThread(BackgroundJob):
-    def run(self, ctx):
-        print("waits", flush=True)
-        time.sleep(600)
-
-class Blocks(BackgroundJob):
-    async def run(self, ctx):
-        time.sleep(600)
-
-class Logs(BackgroundJob):
-    async def run(self, ctx):
-        logging.getLogger("shop").info("sold to %s", ctx)
-
-def runner(database_url):
-    made = Runner(database_url, None, loop_stall_limit=0.5)
-    for job_class in (Asks, Waits, WaitsInThread, Blocks):
-        made.register_job_type(job_class)
-    return made
-
-@asynccontextmanager
-async def until_empty(database_url):
-    yield Runner(database_url, "somebody").register_job_type(Logs).shutdown_when_queue_empty()
-    print("closed", flush=True)
-
-async def own_logging(database_url):
-    logging.basicConfig(format="MINE %(message)s", level="INFO")
-    return Runner(database_url, None).register_job_type(Logs).shutdown_when_queue_empty()
-
-async def without_jobs():
-    return Runner("postgresql://shop:hunter2@db.invalid/shop", None)
-
-def wants_more(database_url, mailer): ...
-def returns_nothing(): ...
-def fails(): raise RuntimeError("no mailer at postgresql://shop:hunter2@db.invalid/shop")
-"""
-
-
-class Asks(BackgroundJob[None]):
-    async def run(self, ctx: None) -> None: ...
-
-
-class Waits(Asks): ...
-
-
-class WaitsInThread(Asks): ...
-
-
-class Blocks(Asks): ...
-
-
-class Logs(Asks): ...
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Process(subprocess.Popen[str]):
-    """A `workers run` of which both outputs are read as one."""
-
-    def wait_for(self, text: str) -> str:
-        """Read until a line has `text` in it; returns everything read."""
-        assert self.stdout is not None
-        read = ""
-        for line in self.stdout:
-            read += line
-            if text in line:
-                return read
-        pytest.fail(f"ended without saying {text!r}:\n{read}")
-
-    def rest(self) -> str:
-        """Read to the end, and wait for it."""
-        output, _ = self.communicate()
-        return output
+from tests.helpers.shop import SECRET, Asks, Shop, Waits, opened_shop
+from workers import migrations
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """A working directory with an application in it."""
-    (tmp_path / "shop.py").write_text(APP)
-    (tmp_path / "broken.py").write_text("import there_is_no_such_thing")
-    (tmp_path / "wrong.py").write_text("x = (")
-    return tmp_path
-
-
-@pytest.fixture
-def environment() -> dict[str, str]:
-    """No database but the one that a test names; warnings are errors here, too."""
-    inherited = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    return inherited | {"PYTHONWARNINGS": "error"}
-
-
-class Shop:
-    """Calls `workers` in the directory of the application."""
-
-    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
-        self.directory = directory
-        self.environment = environment
-        self.processes: list[Process] = []
-
-    def call(self, *args: str, **environment: str) -> Ended:
-        done = subprocess.run(
-            [sys.executable, "-m", "workers", *args],
-            cwd=self.directory,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-        )
-        return Ended(done.returncode, done.stdout, done.stderr)
-
-    def run(self, database_url: str) -> Process:
-        process = Process(
-            [sys.executable, "-m", "workers", "run", "--app", "shop:runner"],
-            cwd=self.directory,
-            env=self.environment | {"DATABASE_URL": database_url},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.processes.append(process)
-        return process
-
-
-@pytest.fixture
-def shop(directory: Path, environment: dict[str, str]) -> Iterator[Shop]:
-    made = Shop(directory, environment)
-    yield made
-    for process in made.processes:
-        with process:  # closes its pipes
-            process.kill()
-
-
-def rows(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
-    """Whether each job is claimed, and its counters."""
-    query = b"SELECT session_id IS NOT NULL, retries, crashes FROM background_jobs ORDER BY id"
-    return conn.execute(query).fetchall()
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    with opened_shop(tmp_path) as opened:
+        yield opened
 
 
 # -------------------------------------------------------------------------------------------------------------- migrate
@@ -252,101 +94,17 @@ def test_stats_says_what_is_missing(shop: Shop, raw_database_url: str) -> None:
     assert "run `workers migrate`" in err
 
 
-# ------------------------------------------------------------------------------------------------------------------ run
-
-
-def test_first_signal_lets_the_job_finish(
-    shop: Shop, database_url: str, conn: psycopg.Connection
-) -> None:
-    Asks().enqueue(conn)
-    process = shop.run(database_url)
-    process.wait_for("asks")
-    process.send_signal(signal.SIGTERM)
-    process.wait_for("SIGTERM: finishing")
-    Waits().enqueue(conn)  # comes too late
-    assert process.stdin is not None
-    process.stdin.write("to go on\n")
-    process.stdin.flush()
-    process.wait_for("was told to go on")
-    process.rest()
-    assert process.returncode == 0
-    assert rows(conn) == [(False, 0, 0)]
-
-
-def test_second_signal_gives_the_job_back_uncounted(
-    shop: Shop, database_url: str, conn: psycopg.Connection
-) -> None:
-    Waits().enqueue(conn)
-    process = shop.run(database_url)
-    process.wait_for("waits")
-    process.send_signal(signal.SIGINT)
-    process.wait_for("SIGINT: finishing")
-    assert rows(conn) == [(True, 0, 0)]
-    process.send_signal(signal.SIGTERM)
-    process.rest()
-    assert process.returncode == 0
-    assert rows(conn) == [(False, 0, 0)]
-
-
-def test_job_that_would_not_stop_is_left_behind(
-    shop: Shop, database_url: str, conn: psycopg.Connection
-) -> None:
-    job_id = WaitsInThread().enqueue(conn)
-    process = shop.run(database_url)
-    process.wait_for("waits")
-    process.send_signal(signal.SIGTERM)
-    process.wait_for("SIGTERM: finishing")
-    process.send_signal(signal.SIGTERM)
-    assert f"jobs that would not stop: [{job_id}]" in process.rest()
-    assert process.returncode == 3
-    assert rows(conn) == [(True, 0, 0)]  # its claim stands until the session is found dead
-
-
-def test_loop_that_stalls_ends_the_process(
-    shop: Shop, database_url: str, conn: psycopg.Connection
-) -> None:
-    job_id = Blocks().enqueue(conn)
-    process = shop.run(database_url)
-    output = process.rest()
-    assert process.returncode == 4
-    assert f"{job_id} (blocks)" in output
-    assert "time.sleep(600)" in output
-    assert "Fatal" not in output
-
-
-def test_context_manager_json_logs_and_uvloop(
-    shop: Shop, database_url: str, conn: psycopg.Connection
-) -> None:
-    job_id = Logs().enqueue(conn)
-    code, out, err = shop.call(
-        *("run", "--app", "shop:until_empty", "--database-url", database_url),
-        *("--uvloop", "--log-format", "json", "--log-level", "debug"),
-    )
-    assert (code, out) == (0, "closed\n"), err
-    entries = [json.loads(line) for line in err.splitlines()]
-    about_the_job = [entry for entry in entries if "job_id" in entry]
-    assert [(entry["logger"], entry["level"]) for entry in about_the_job] == [
-        ("workers.jobs", "debug"),
-        ("shop", "info"),
-        ("workers.jobs", "debug"),
-    ]
-    start, own, end = about_the_job
-    assert own["message"] == "sold to somebody"
-    assert end["outcome"] == "completed"
-    fields = {"job_id": job_id, "job_type": "logs", "queue": "default", "attempt": 1}
-    for entry in (start, own, end):
-        assert fields.items() <= entry.items()
-        assert entry["session"] == start["session"] > 0
-
-
-def test_applications_own_logging_is_kept(shop: Shop, database_url: str) -> None:
-    code, _, err = shop.call("run", "--app", "shop:own_logging", DATABASE_URL=database_url)
-    assert code == 0
-    assert "MINE runner started" in err
-    assert all(line.startswith("MINE ") for line in err.splitlines())
-
-
 # --------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_errors_of_a_process_are_one_line(shop: Shop) -> None:
+    for spec in ("nothing.there:x", "shop:fails"):
+        code, out, err = shop.call("run", "--app", spec)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith("Error: ")
+    code, out, err = shop.call("run")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == "Error: Missing option '--app'."
 
 
 @pytest.mark.parametrize(
@@ -366,7 +124,7 @@ def test_applications_own_logging_is_kept(shop: Shop, database_url: str) -> None
     ],
 )
 def test_bad_app_is_one_clear_line(shop: Shop, spec: str, message: str) -> None:
-    code, out, err = shop.call("run", "--app", spec)
+    code, out, err = shop.invoke("run", "--app", spec)
     assert (code, out) == (1, "")
     assert err.startswith("Error: ")
     assert message in err
@@ -385,14 +143,14 @@ def test_bad_app_is_one_clear_line(shop: Shop, spec: str, message: str) -> None:
     ],
 )
 def test_wrong_usage_exits_with_2(shop: Shop, args: list[str], message: str) -> None:
-    code, out, err = shop.call(*args)
+    code, out, err = shop.invoke(*args)
     assert (code, out) == (2, "")
     assert message in " ".join(err.split())
 
 
 def test_debug_shows_the_traceback(shop: Shop) -> None:
     for flag in (["--debug"], ["--log-level", "debug"]):
-        code, _, err = shop.call("run", "--app", "shop:fails", *flag)
+        code, _, err = shop.invoke("run", "--app", "shop:fails", *flag)
         assert code == 1
         assert "Traceback (most recent call last)" in err
         assert err.splitlines()[-1].startswith("Error: RuntimeError in shop.py:")
@@ -411,7 +169,7 @@ def test_debug_shows_the_traceback(shop: Shop) -> None:
     ],
 )
 def test_password_is_never_shown(shop: Shop, url: str) -> None:
-    code, out, err = shop.call("stats", DATABASE_URL=url)
+    code, out, err = shop.invoke("stats", DATABASE_URL=url)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "the database" in err
     assert SECRET not in err
@@ -420,5 +178,5 @@ def test_password_is_never_shown(shop: Shop, url: str) -> None:
 def test_password_is_not_in_tracebacks(shop: Shop) -> None:
     url = f"postgresql://shop:{SECRET}@127.0.0.1:1/shop"
     for command in ("stats", "migrate"):
-        err = shop.call(command, "--debug", DATABASE_URL=url).err
+        err = shop.invoke(command, "--debug", DATABASE_URL=url).err
         assert SECRET not in err

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import psycopg
 import pytest
 import sentry_sdk
-from psycopg_pool import AsyncConnectionPool
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
 from tests.conftest import AsyncPool
 from workers import BackgroundJob, Cancel, Discard, Fixed, Runner, Snooze
-from workers.storage.postgres.connector import Connector
 
 PAYLOAD = "payload-4711"
-PASSWORD = "hunter2"
 
 Event = dict[str, Any]
 
@@ -276,18 +270,6 @@ async def test_error_that_a_job_logs_carries_its_tags(
 # ------------------------------------------------------------------------------------------------- what is kept back
 
 
-def test_connection_strings_stay_here(events: list[Event]) -> None:
-    pool = AsyncConnectionPool(f"postgresql://me:{PASSWORD}@127.0.0.1:1/shop", open=False)
-    try:
-        Connector(pool).connect()
-    except psycopg.OperationalError:
-        logging.getLogger("workers").critical("the runner died", exc_info=True)
-    (event,) = events
-    assert event["logentry"]["message"] == "the runner died"
-    assert shows(events, "psycopg")
-    assert not shows(events, PASSWORD)
-
-
 def test_payload_of_a_failed_enqueue_stays_here(raw_database_url: str, events: list[Event]) -> None:
     with psycopg.connect(raw_database_url) as conn:
         try:
@@ -301,75 +283,3 @@ def test_payload_of_a_failed_enqueue_stays_here(raw_database_url: str, events: l
     assert __name__ in modules
     assert any(module.startswith("workers.") for module in modules)
     assert not shows(events, PAYLOAD)
-
-
-# ------------------------------------------------------------------------------------------------------ its own process
-
-ORDER = """
-import asyncio, sys
-from sentry_sdk.transport import Transport
-
-class Prints(Transport):
-    def capture_envelope(self, envelope):
-        for item in envelope.items:
-            if event := item.get_event():
-                print(event["exception"]["values"][-1]["type"], event["tags"]["job_type"])
-
-def init():
-    import sentry_sdk
-    sentry_sdk.init("https://key@sentry.invalid/1", transport=Prints(), auto_enabling_integrations=False)
-
-if sys.argv[1] == "before":
-    init()
-from workers import BackgroundJob, Runner
-
-class Boom(BackgroundJob[None]):
-    max_attempts = 1
-
-    async def run(self, ctx):
-        raise ArithmeticError
-
-runner = Runner(sys.argv[2], None).register_job_type(Boom).shutdown_when_queue_empty()
-if sys.argv[1] == "after":
-    init()
-asyncio.run(runner.run())
-"""
-
-NEVER = """
-import asyncio, sys
-from workers import BackgroundJob, Runner
-runner = Runner(sys.argv[2], None).shutdown_when_queue_empty()
-
-class Boom(BackgroundJob[None]):
-    max_attempts = 1
-
-    async def run(self, ctx):
-        raise ArithmeticError
-
-asyncio.run(runner.register_job_type(Boom).run())
-print("sentry_sdk" in sys.modules)
-"""
-
-
-@pytest.mark.parametrize(
-    ("order", "said"),
-    [
-        ("before", "ArithmeticError boom\n"),
-        ("after", "ArithmeticError boom\n"),
-        ("not at all", ""),
-        ("not even imported", "False\n"),
-    ],
-)
-def test_order_of_import_and_init_does_not_matter(
-    conn: psycopg.Connection, database_url: str, order: str, said: str
-) -> None:
-    conn.execute(b"INSERT INTO background_jobs (job_type, data, priority) VALUES ('boom', '{}', 0)")
-    script = NEVER if order == "not even imported" else ORDER
-    done = subprocess.run(
-        [sys.executable, "-c", script, order, database_url],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONWARNINGS": "error"},
-    )
-    assert (done.returncode, done.stdout) == (0, said), done.stderr
-    assert conn.execute(b"SELECT count(*) FROM dead_jobs").fetchone() == (1,)

@@ -13,7 +13,9 @@ from tests.storage.engines import Engine, MemoryEngine, PostgresEngine, Runner
 @pytest.fixture(scope="session")
 def warm_server(admin: psycopg.Connection) -> None:
     """A server that has been up long enough for free locks to mean something (rule 19)."""
-    admin.execute("SELECT pg_sleep(greatest(0, 5.1 - extract(epoch FROM now() - pg_postmaster_start_time())))")
+    admin.execute(
+        "SELECT pg_sleep(greatest(0, 5.1 - extract(epoch FROM now() - pg_postmaster_start_time())))"
+    )
 
 
 @pytest.fixture(params=["memory", "postgres"])

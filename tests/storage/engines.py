@@ -46,7 +46,9 @@ _tokens = count(1)
 
 def mail(number: int = 1, **settings: Any) -> NewJob:
     """A job of type "mail" in the queue "default"."""
-    return NewJob(**{"job_type": "mail", "queue": "default", "data": f'{{"number": {number}}}'} | settings)
+    return NewJob(
+        **{"job_type": "mail", "queue": "default", "data": f'{{"number": {number}}}'} | settings
+    )
 
 
 def mails(how_many: int, **settings: Any) -> list[NewJob]:
@@ -233,9 +235,12 @@ class PostgresEngine:
 
     def change(self, job_id: int, **columns: Any) -> None:
         values = sql.SQL(", ").join(
-            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in columns.items()
+            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value))
+            for name, value in columns.items()
         )
-        update = sql.SQL("UPDATE background_jobs SET {} WHERE id = {}").format(values, sql.Literal(job_id))
+        update = sql.SQL("UPDATE background_jobs SET {} WHERE id = {}").format(
+            values, sql.Literal(job_id)
+        )
         assert self.conn.execute(update).rowcount == 1
 
     async def wait_unlocked(self, session: int) -> None:
@@ -244,7 +249,9 @@ class PostgresEngine:
         self.conn.execute("SELECT pg_advisory_unlock(workers_lock_class(), %s::integer)", [session])
 
     def claims_of(self, session: int) -> dict[int, set[int]]:
-        rows = self.conn.execute("SELECT token, ids FROM worker_claims WHERE session_id = %s", [session])
+        rows = self.conn.execute(
+            "SELECT token, ids FROM worker_claims WHERE session_id = %s", [session]
+        )
         return {token: set(held) for token, held in rows}
 
     def sessions(self) -> set[int]:

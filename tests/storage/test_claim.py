@@ -42,7 +42,13 @@ async def test_what_a_claim_shows(engine: Engine, runner: Runner) -> None:
     """A claimed job carries what it takes to run it, with its payload as text (rule 15)."""
     [job_id] = await engine.storage.enqueue([mail(7, priority=3)])
     [job] = await runner.take(token=77)
-    assert (job.id, job.job_type, job.queue, job.priority, job.token) == (job_id, "mail", "default", 3, 77)
+    assert (job.id, job.job_type, job.queue, job.priority, job.token) == (
+        job_id,
+        "mail",
+        "default",
+        3,
+        77,
+    )
     assert (job.retries, job.crashes, job.deduplicated) == (0, 0, False)
     assert json.loads(job.data) == {"number": 7}
     found = await engine.storage.find(job.id)
@@ -65,7 +71,9 @@ async def test_unknown_types_do_not_hide_known_ones(engine: Engine, runner: Runn
     assert ids(await runner.take(2)) == known
 
 
-async def test_a_claimed_job_cannot_be_claimed(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_a_claimed_job_cannot_be_claimed(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Guarantee 2: at most one claim on a job."""
     await engine.storage.enqueue(mails(3))
     assert len(await runner.take()) == 3
@@ -97,7 +105,9 @@ async def test_waiting_for_a_time(engine: Engine, runner: Runner) -> None:
 
 
 @pytest.mark.parametrize("thorough", [True, False])
-async def test_unknown_session_claims_nothing(engine: Engine, runner: Runner, thorough: bool) -> None:
+async def test_unknown_session_claims_nothing(
+    engine: Engine, runner: Runner, thorough: bool
+) -> None:
     """Rule 4: a claim needs a session that is there."""
     await engine.storage.enqueue(mails(2))
     stranger = Runner(engine, runner.control, runner.session + 100)
@@ -175,7 +185,9 @@ async def test_release_of_a_claim_whose_reply_was_lost(engine: Engine, runner: R
     assert await runner.complete([kept]) == {kept.id}
 
 
-async def test_release_of_a_claim_that_never_was(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_release_of_a_claim_that_never_was(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Rule 2: releasing an unknown token, or another session's, changes nothing."""
     await engine.storage.enqueue(mails(1))
     jobs = await runner.take(token=6000)
@@ -194,7 +206,9 @@ async def test_release_of_partly_finished_claim(engine: Engine, runner: Runner) 
     assert sorted(ids(await runner.take())) == sorted({*ids(jobs)} - {*ids(done)})
 
 
-async def test_claims_are_known_to_the_session(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_claims_are_known_to_the_session(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Rules 2 and 3: from a session to its rows; what it does not hold it can release."""
     enqueued = await engine.storage.enqueue(mails(5))
     first = await runner.take(2, token=8000)
@@ -212,7 +226,9 @@ async def test_claims_are_known_to_the_session(engine: Engine, runner: Runner, o
 async def test_claims_are_forgotten_when_closed(engine: Engine, runner: Runner) -> None:
     """Rule 3: closed tokens leave no trace, whichever verb closes them; an unknown one is harmless."""
     await engine.storage.enqueue(mails(4))
-    first, second, third, fourth = [await runner.take(1, token=9000 + number) for number in range(4)]
+    first, second, third, fourth = [
+        await runner.take(1, token=9000 + number) for number in range(4)
+    ]
     await runner.complete(first, closed=[9000])
     await runner.settle(second, Release(), closed=[9001, 4711])
     assert set(runner.control.claims()) == {9002, 9003}

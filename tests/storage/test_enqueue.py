@@ -46,14 +46,24 @@ async def test_mixed_batch(engine: Engine) -> None:
         if job_id is not None:
             record = await engine.storage.find(job_id)
             assert record is not None
-            assert (record.job_type, record.queue, record.priority) == (job.job_type, job.queue, job.priority)
+            assert (record.job_type, record.queue, record.priority) == (
+                job.job_type,
+                job.queue,
+                job.priority,
+            )
             assert record.data.replace(" ", "") == job.data.replace(" ", "")
 
 
 async def test_delay(engine: Engine, runner: Runner) -> None:
     """`delay` is counted by the store's clock; none, or one that is over, means at once."""
     enqueued = await engine.storage.enqueue(
-        [mail(1, delay=60.0), mail(2, delay=0.0), mail(3, delay=-5.0), mail(4, delay=1e300), mail(5)]
+        [
+            mail(1, delay=60.0),
+            mail(2, delay=0.0),
+            mail(3, delay=-5.0),
+            mail(4, delay=1e300),
+            mail(5),
+        ]
     )
     assert await states(engine, enqueued) == [
         JobState.SCHEDULED,
@@ -74,7 +84,9 @@ async def test_run_at(engine: Engine, runner: Runner) -> None:
     now = await engine.storage.find(now_id or 0)
     assert now is not None
     late = (now.created_at + SOON).astimezone()
-    enqueued = await engine.storage.enqueue([mail(1, run_at=late), mail(2, run_at=now.created_at + PAST)])
+    enqueued = await engine.storage.enqueue(
+        [mail(1, run_at=late), mail(2, run_at=now.created_at + PAST)]
+    )
     assert await states(engine, enqueued) == [JobState.SCHEDULED, JobState.AVAILABLE]
     record = await engine.storage.find(enqueued[0] or 0)
     assert record is not None
@@ -139,14 +151,22 @@ async def test_what_makes_jobs_identical(engine: Engine) -> None:
 
 async def test_ordinary_jobs_never_collapse(engine: Engine) -> None:
     """Rule 25: only jobs that are both deduplicated meet."""
-    assert None not in await engine.storage.enqueue([mail(), mail(), mail(deduplicated=True), mail()])
+    assert None not in await engine.storage.enqueue(
+        [mail(), mail(), mail(deduplicated=True), mail()]
+    )
 
 
-async def test_scheduled_and_retryable_rows_count_as_waiting(engine: Engine, runner: Runner) -> None:
+async def test_scheduled_and_retryable_rows_count_as_waiting(
+    engine: Engine, runner: Runner
+) -> None:
     """Rule 25: a row that waits for a time is in the way of an identical one."""
-    await engine.storage.enqueue([mail(1, deduplicated=True, delay=60.0), mail(2, deduplicated=True)])
+    await engine.storage.enqueue(
+        [mail(1, deduplicated=True, delay=60.0), mail(2, deduplicated=True)]
+    )
     await runner.settle(await runner.take(), Retry(60.0, "boom"))
-    assert await engine.storage.enqueue([mail(1, deduplicated=True), mail(2, deduplicated=True)]) == [None, None]
+    assert await engine.storage.enqueue(
+        [mail(1, deduplicated=True), mail(2, deduplicated=True)]
+    ) == [None, None]
 
 
 async def test_batch_keeps_its_order_and_reports_duplicates(engine: Engine) -> None:

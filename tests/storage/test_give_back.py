@@ -43,7 +43,9 @@ async def test_back_to_waiting(engine: Engine, runner: Runner, transition: Trans
 
 
 @names
-async def test_an_identical_job_waits(engine: Engine, runner: Runner, transition: Transition) -> None:
+async def test_an_identical_job_waits(
+    engine: Engine, runner: Runner, transition: Transition
+) -> None:
     """Rule 26: the one that comes back makes way, whether the other is available or waits for a time."""
     for settings in ({}, {"delay": 60.0}):
         [job] = await twins(engine, runner)
@@ -60,7 +62,9 @@ async def test_an_identical_job_waits(engine: Engine, runner: Runner, transition
 
 
 @names
-async def test_two_twins_in_one_batch(engine: Engine, runner: Runner, transition: Transition) -> None:
+async def test_two_twins_in_one_batch(
+    engine: Engine, runner: Runner, transition: Transition
+) -> None:
     """Rule 26, FAULTS 13d: two running twins given back at once raise nothing; one waits, one is superseded."""
     first, second = await twins(engine, runner, runner)
     [bystander] = await twins(engine, runner, number=2)
@@ -81,12 +85,16 @@ async def test_two_twins_on_two_sessions(engine: Engine, runner: Runner, other: 
 async def test_twins_of_different_fates(engine: Engine, runner: Runner) -> None:
     """Rule 26: only what goes back to waiting meets anything."""
     first, second, third = await twins(engine, runner, runner, runner)
-    settled = await runner.settle([first, second, third], Bury("over"), Retry(60.0, "boom"), Release())
+    settled = await runner.settle(
+        [first, second, third], Bury("over"), Retry(60.0, "boom"), Release()
+    )
     assert sorted(settled.written) == [first.id, second.id]
     assert list(settled.superseded) == [third.id]
 
 
-async def test_rescue_of_twins_of_one_session(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_rescue_of_twins_of_one_session(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Rule 26: rescue gives both back at once; one waits, and both count as the dead session's."""
     first, second = await twins(engine, runner, runner)
     await runner.crash()
@@ -96,7 +104,9 @@ async def test_rescue_of_twins_of_one_session(engine: Engine, runner: Runner, ot
     assert ids(await other.take(suspects=5)) == [first.id]
 
 
-async def test_rescue_of_twins_of_two_sessions(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_rescue_of_twins_of_two_sessions(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Rule 26: the same across sessions that died together."""
     third = engine.runner("third")
     first, second = await twins(engine, runner, third)

@@ -31,7 +31,9 @@ async def found(engine: Engine, job_id: int) -> JobRecord:
     return record
 
 
-async def claimed(engine: Engine, runner: Runner, how_many: int = 1, **settings: object) -> list[ClaimedJob]:
+async def claimed(
+    engine: Engine, runner: Runner, how_many: int = 1, **settings: object
+) -> list[ClaimedJob]:
     await engine.storage.enqueue(mails(how_many, **settings))
     jobs = await runner.take(how_many)
     assert len(jobs) == how_many
@@ -65,14 +67,21 @@ async def test_empty_batches(engine: Engine, runner: Runner) -> None:
     assert await runner.take(types=()) == []
 
 
-async def test_stale_tokens_and_other_sessions(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_stale_tokens_and_other_sessions(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Guarantee 2, rule 14: a write that does not show the claim's session and token changes nothing."""
     [job] = await claimed(engine, runner)
     stale = Settlement(Guard(job.id, job.token + 1000), False, Delete())
-    for session, guard in ((runner.session, stale.guard), (other.session, Guard(job.id, job.token))):
+    for session, guard in (
+        (runner.session, stale.guard),
+        (other.session, Guard(job.id, job.token)),
+    ):
         assert list(await engine.storage.complete(session, [guard], [])) == []
         for transition in EVERY_TRANSITION:
-            settled = await engine.storage.settle(session, [Settlement(guard, False, transition)], [])
+            settled = await engine.storage.settle(
+                session, [Settlement(guard, False, transition)], []
+            )
             assert list(settled.written) == list(settled.superseded) == []
         assert other.control.release([guard]) == 0
     assert (await found(engine, job.id)).state is JobState.RUNNING
@@ -85,11 +94,16 @@ async def test_a_batch_of_several_claims_is_exact_per_pair(engine: Engine, runne
     first, second = await runner.take(3), await runner.take(3)
     mixed = [
         Guard(first[0].id, first[0].token),
-        Guard(first[1].id, second[0].token),  # a token of this session and of this batch, but not this job's
+        Guard(
+            first[1].id, second[0].token
+        ),  # a token of this session and of this batch, but not this job's
         Guard(second[0].id, second[0].token),
         Guard(second[1].id, first[0].token),
     ]
-    assert set(await engine.storage.complete(runner.session, mixed, [])) == {first[0].id, second[0].id}
+    assert set(await engine.storage.complete(runner.session, mixed, [])) == {
+        first[0].id,
+        second[0].id,
+    }
     for transition in EVERY_TRANSITION:
         swapped = [Guard(first[1].id, second[1].token), Guard(second[1].id, first[1].token)]
         items = [Settlement(guard, False, transition) for guard in swapped]
@@ -99,7 +113,9 @@ async def test_a_batch_of_several_claims_is_exact_per_pair(engine: Engine, runne
     assert await runner.complete(left) == set(ids(left))
 
 
-async def test_a_claim_made_anew_fences_the_old_one(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_a_claim_made_anew_fences_the_old_one(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Guarantee 2: what was given back and claimed again is no longer the first claim's."""
     [job] = await claimed(engine, runner)
     await engine.storage.release_claim(runner.session, job.token)
@@ -162,8 +178,12 @@ async def test_release_counts_nothing(engine: Engine, runner: Runner) -> None:
     assert (again.id, again.retries) == (job.id, 0)
 
 
-@pytest.mark.parametrize("transition", [Retry(0.0, "boom"), Wait(0.0), Retry(-5.0, "boom"), Wait(-1e300)])
-async def test_no_delay_is_available_at_once(engine: Engine, runner: Runner, transition: Transition) -> None:
+@pytest.mark.parametrize(
+    "transition", [Retry(0.0, "boom"), Wait(0.0), Retry(-5.0, "boom"), Wait(-1e300)]
+)
+async def test_no_delay_is_available_at_once(
+    engine: Engine, runner: Runner, transition: Transition
+) -> None:
     """A delay that is over needs no staging."""
     [job] = await claimed(engine, runner)
     await runner.settle([job], transition)
@@ -175,7 +195,12 @@ async def test_bury(engine: Engine, runner: Runner) -> None:
     jobs = await claimed(engine, runner, 2)
     await runner.settle(jobs, Bury("over", "boom"), Bury("crashed", attempted=False))
     over, crashed = [await found(engine, job.id) for job in jobs]
-    assert (over.state, over.retries, over.reason, over.last_error) == (JobState.DEAD, 1, "over", "boom")
+    assert (over.state, over.retries, over.reason, over.last_error) == (
+        JobState.DEAD,
+        1,
+        "over",
+        "boom",
+    )
     assert (crashed.state, crashed.retries, crashed.reason, crashed.last_error) == (
         JobState.DEAD,
         0,
@@ -247,7 +272,9 @@ async def test_retries_never_raise(
 
 @pytest.mark.parametrize("deduplicated", [False, True])
 @pytest.mark.parametrize("delay", [1e-9, MAX_DELAY, 1e18, 1e300, float("inf")])
-async def test_delays_are_bounded(engine: Engine, runner: Runner, delay: float, deduplicated: bool) -> None:
+async def test_delays_are_bounded(
+    engine: Engine, runner: Runner, delay: float, deduplicated: bool
+) -> None:
     """Rule 21: no delay makes a statement raise, or the job unreadable."""
     [job] = await claimed(engine, runner, deduplicated=deduplicated)
     settled = await runner.settle([job], Retry(delay, "boom"))
@@ -258,6 +285,10 @@ async def test_delays_are_bounded(engine: Engine, runner: Runner, delay: float, 
 async def test_unknown_jobs_are_fenced(engine: Engine, runner: Runner) -> None:
     """Rule 14: an id that does not exist is in neither list."""
     await claimed(engine, runner)
-    items = [Settlement(Guard(4711, 1), flag, kind) for flag in (False, True) for kind in EVERY_TRANSITION]
+    items = [
+        Settlement(Guard(4711, 1), flag, kind)
+        for flag in (False, True)
+        for kind in EVERY_TRANSITION
+    ]
     settled = await engine.storage.settle(runner.session, items, [])
     assert list(settled.written) == list(settled.superseded) == []

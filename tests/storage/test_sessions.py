@@ -49,7 +49,9 @@ async def test_a_free_lock_is_not_a_death(engine: Engine, runner: Runner, other:
     assert [dead.session for dead in other.control.rescue()] == [runner.session]
 
 
-async def test_a_held_lock_is_never_suspected(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_a_held_lock_is_never_suspected(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Guarantee 4: a healthy runner is left alone, however often it is looked at."""
     await engine.storage.enqueue(mails(1))
     jobs = await runner.take()
@@ -77,7 +79,9 @@ async def test_retaking_the_lock(engine: Engine, runner: Runner, other: Runner) 
     assert await runner.complete(jobs) == set(ids(jobs))
 
 
-async def test_suspicion_ends_with_the_lock_alone(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_suspicion_ends_with_the_lock_alone(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Rule 19: two sweeps in a row; one that finds the lock held in between clears the first."""
     await runner.crash()
     other.maintain()
@@ -135,7 +139,9 @@ async def test_the_lease_is_renewed(engine: Engine, runner: Runner, other: Runne
     assert other.maintain().rescue
 
 
-async def test_whoever_was_late_itself_does_not_judge(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_whoever_was_late_itself_does_not_judge(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Guarantee 4: when everything stood still, the first to move must not take the others for dead."""
     await engine.storage.enqueue(mails(1))
     jobs = await runner.take()
@@ -158,7 +164,9 @@ async def test_a_wait_ends_when_it_is_poked(engine: Engine, runner: Runner) -> N
     assert runner.maintain().alive
 
 
-async def test_only_dead_sessions_are_rescued(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_only_dead_sessions_are_rescued(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Rule 20: the jobs of the living stay where they are."""
     await engine.storage.enqueue(mails(6))
     third = engine.runner("third")
@@ -175,7 +183,9 @@ async def test_only_dead_sessions_are_rescued(engine: Engine, runner: Runner, ot
 
 async def test_several_dead_sessions(engine: Engine, runner: Runner, other: Runner) -> None:
     """Rule 20: each is reported with the number of its jobs; the sessions that had none are not."""
-    await engine.storage.enqueue([*mails(3), mail(9, deduplicated=True), mail(10, deduplicated=True)])
+    await engine.storage.enqueue(
+        [*mails(3), mail(9, deduplicated=True), mail(10, deduplicated=True)]
+    )
     third, idle = engine.runner("third"), engine.runner("idle")
     await runner.take(1)
     await third.take()
@@ -200,9 +210,13 @@ async def test_crashes_are_capped(engine: Engine, runner: Runner, other: Runner)
     assert [job.crashes for job in await other.take(suspects=32767)] == [32767] * 2
 
 
-async def test_rescued_jobs_keep_what_they_are(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_rescued_jobs_keep_what_they_are(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Guarantee 6: a crash changes the crash counter and nothing else that belongs to the job."""
-    enqueued = await engine.storage.enqueue([mail(1, priority=3), mail(2, priority=3, deduplicated=True)])
+    enqueued = await engine.storage.enqueue(
+        [mail(1, priority=3), mail(2, priority=3, deduplicated=True)]
+    )
     before = [await engine.storage.find(job_id or 0) for job_id in enqueued]
     await runner.take()
     await runner.crash()
@@ -212,7 +226,12 @@ async def test_rescued_jobs_keep_what_they_are(engine: Engine, runner: Runner, o
         assert old is not None
         assert new is not None
         assert new.state is JobState.AVAILABLE
-        assert (new.data, new.queue, new.priority, new.retries) == (old.data, old.queue, old.priority, 0)
+        assert (new.data, new.queue, new.priority, new.retries) == (
+            old.data,
+            old.queue,
+            old.priority,
+            0,
+        )
         assert new.last_retry - new.created_at == old.last_retry - old.created_at
         assert new.crashes == 1
 
@@ -220,7 +239,12 @@ async def test_rescued_jobs_keep_what_they_are(engine: Engine, runner: Runner, o
 async def test_maintenance_names_the_queues_of_suspects(engine: Engine, runner: Runner) -> None:
     """Rule 20: a runner learns in which of its queues suspects of its types wait."""
     enqueued = await engine.storage.enqueue(
-        [mail(1), mail(2, queue="reports"), mail(3, queue="elsewhere"), mail(4, queue="more", job_type="unknown")]
+        [
+            mail(1),
+            mail(2, queue="reports"),
+            mail(3, queue="elsewhere"),
+            mail(4, queue="more", job_type="unknown"),
+        ]
     )
     declared, queues = {"mail": "default"}, ["default", "reports", "more"]
     assert set(runner.maintain(declared, queues).suspects) == set()
@@ -231,7 +255,9 @@ async def test_maintenance_names_the_queues_of_suspects(engine: Engine, runner: 
     assert set(runner.maintain(declared, queues).suspects) == {"reports"}
 
 
-async def test_a_session_stays_while_it_has_claims(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_a_session_stays_while_it_has_claims(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Rule 4: a sweep removes a dead session once nothing of it is left."""
     await engine.storage.enqueue(mails(1))
     await runner.take()
@@ -258,7 +284,9 @@ async def test_close_gives_everything_back(engine: Engine, runner: Runner, other
     assert all(job.retries == job.crashes == 0 for job in again)
 
 
-async def test_close_of_a_session_that_was_reaped(engine: Engine, runner: Runner, other: Runner) -> None:
+async def test_close_of_a_session_that_was_reaped(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
     """Rule 19: closing what is gone already is harmless."""
     await runner.crash()
     other.bury()

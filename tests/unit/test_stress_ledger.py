@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from random import Random
 
 import pytest
@@ -26,12 +27,17 @@ BATTLE = GymBattle(trainer="Ash", gym="Pewter")
 
 
 def settle(
-    jobs: dict[int, GameJob], fates: dict[int, tuple[str, int, int]], *badges: int
+    jobs: Mapping[int, GameJob],
+    fates: Mapping[int, tuple[str, int, int]],
+    badges: Iterable[int] = (),
+    starts: Mapping[int, float] | None = None,
 ) -> Accounts:
-    """Settle jobs that were committed one after the other."""
+    """Settle jobs that were committed in the order of their ids."""
     ledger = Ledger()
     for job_id, job in jobs.items():
         ledger.committed([(job, job_id)], due=100.0 + job_id)
+    for job_id, at in (starts or {}).items():
+        ledger.hear(Started(job_id, at))
     found = [Fate(job_id, jobs[job_id].queue, *fate) for job_id, fate in fates.items()]
     return ledger.settle(found, badges, 2.0)
 
@@ -44,19 +50,26 @@ def test_job_without_a_fate_is_lost() -> None:
     assert accounts.queues["exploration"].per_second == 0.5
 
 
-@pytest.mark.parametrize("fate", ["completed", "dead", "waiting"])
-def test_training_that_made_way_for_a_later_one_is_deduplicated(fate: str) -> None:
-    accounts = settle({1: TRAIN, 2: TRAIN}, {2: (fate, 0, 0)})
+@pytest.mark.parametrize("fate", ["completed", "dead"])
+@pytest.mark.parametrize("rival", [1, 3])
+def test_training_that_made_way_is_deduplicated(fate: str, rival: int) -> None:
+    jobs: dict[int, GameJob] = {rival: TRAIN, 2: TRAIN}
+    accounts = settle(jobs, {rival: (fate, 0, 0)}, starts={rival: 110.0, 2: 105.0})
     assert accounts.honest
     account = accounts.queues["training"]
     assert (account.enqueued, account.deduplicated, account.lost) == (1, 1, 0)
 
 
-def test_training_can_make_way_only_for_a_later_identical_one() -> None:
-    assert settle({1: TRAIN, 2: TRAIN}, {1: ("completed", 0, 0)}).lost == [2]
+def test_training_may_make_way_for_one_that_waits() -> None:
+    assert settle({1: TRAIN, 2: TRAIN}, {1: ("waiting", 0, 0)}).honest
+
+
+def test_training_is_lost_when_no_identical_one_was_started_afterwards() -> None:
+    done = ("completed", 0, 0)
+    assert settle({1: TRAIN, 2: TRAIN}, {1: done}, starts={1: 101.5, 2: 105.0}).lost == [2]
     other = TrainPokemon(pokemon="pokemon 2")
-    assert settle({1: TRAIN, 2: other}, {2: ("completed", 0, 0)}).lost == [1]
-    assert settle({1: TRAIN, 2: TRAIN}, {}).lost == [1, 2]
+    assert settle({1: TRAIN, 2: other}, {2: done}, starts={2: 110.0}).lost == [1]
+    assert settle({1: TRAIN, 2: TRAIN}, {}, starts={1: 110.0, 2: 110.0}).lost == [1, 2]
 
 
 def test_final_failure_is_not_a_retry_but_a_failure_before_a_crash_is() -> None:
@@ -68,8 +81,8 @@ def test_final_failure_is_not_a_retry_but_a_failure_before_a_crash_is() -> None:
 
 def test_each_completed_battle_has_one_badge_and_no_other_has() -> None:
     done, waits = ("completed", 0, 0), ("waiting", 1, 0)
-    assert settle({1: BATTLE, 2: BATTLE}, {1: done, 2: waits}, 1).honest
-    assert settle({1: BATTLE, 2: BATTLE}, {1: done, 2: waits}, 1, 1, 2).misjudged == [1, 2]
+    assert settle({1: BATTLE, 2: BATTLE}, {1: done, 2: waits}, [1]).honest
+    assert settle({1: BATTLE, 2: BATTLE}, {1: done, 2: waits}, [1, 1, 2]).misjudged == [1, 2]
     assert settle({1: BATTLE}, {1: done}).misjudged == [1]
 
 

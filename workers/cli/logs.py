@@ -7,6 +7,7 @@ import logging
 from datetime import UTC, datetime
 
 from ..current import current
+from ..errors import WorkersError
 from .command import without_secrets
 
 __all__ = ["FORMATS", "LEVELS", "configure"]
@@ -80,8 +81,15 @@ def _time(record: logging.LogRecord) -> str:
 def _details(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
     """The traceback and the stack of a record that has them."""
     found = []
-    if record.exc_info and record.exc_info[0] is not None:
+    if record.exc_info and record.exc_info[0] is not None and not _says_all(record):
         found.append(formatter.formatException(record.exc_info))
     if record.stack_info:
         found.append(formatter.formatStack(record.stack_info))
     return found
+
+
+def _says_all(record: logging.LogRecord) -> bool:
+    """Whether the message tells what a user can do, and a traceback would only tell what the library was doing."""
+    error = record.exc_info[1] if record.exc_info else None
+    ours = record.name == "workers" and isinstance(error, WorkersError)
+    return ours and not logging.getLogger().isEnabledFor(logging.DEBUG)

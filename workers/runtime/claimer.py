@@ -146,7 +146,8 @@ class Claimer:
             )
             self._failures = 0
         self._ledger.claimed(token, claimed.jobs, time.monotonic())
-        if session != self._ledger.session:  # reaped while the reply was on its way: these are given back
+        # reaped while the reply was on its way: these are given back by whoever found that
+        if session != self._ledger.session:
             self._ledger.settled([Guard(job.id, token) for job in claimed.jobs])
             return Claimed([], complete=False)
         self._queue.put(claimed.jobs)

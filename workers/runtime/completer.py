@@ -72,9 +72,9 @@ class _Stream(Generic[W]):
             if self.closed:
                 return
 
-    async def _persist(self, batch: list[W]) -> None:
-        """Write `batch`, however often it takes."""
-        uncertain, delay = False, 0.05
+    async def _persist(self, batch: list[W], uncertain: bool = False) -> None:
+        """Write `batch`, however often it takes. `uncertain`: it may have been written already."""
+        delay = 0.05
         while True:
             try:
                 await self._write(batch, uncertain)
@@ -90,7 +90,7 @@ class _Stream(Generic[W]):
             except StorageError as error:
                 if len(batch) > 1:
                     for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-                        await self._persist(half)
+                        await self._persist(half, uncertain)
                     return
                 await self._refused(batch[0], error)
                 return
@@ -166,15 +166,17 @@ class Completer:
         guard = item.guard if isinstance(item, Settlement) else item
         extra = {"job_id": guard.id}
         logger.error("the outcome of job %d was refused: %s", guard.id, error, extra=extra)
-        text = storable(f"its own outcome was refused by the store: {error}")[:500]
-        try:
-            await self._write_rest([Settlement(guard, False, Bury(text))], True)
-        except StorageError:
-            logger.critical(
-                "job %d can't be written at all; it stays claimed until it is released",
-                guard.id,
-                extra=extra,
-            )
+        reason = storable(f"its own outcome was refused by the store: {error}")[:500]
+        while True:
+            try:
+                await self._write_rest([Settlement(guard, False, Bury(reason))], True)
+                return
+            except StorageUnavailableError:
+                await asyncio.sleep(_RETRY_MOST * random.uniform(0.5, 1))
+            except StorageError:
+                text = "job %d can't be written at all; it stays claimed until it is released"
+                logger.critical(text, guard.id, extra=extra)
+                return
 
     def _settled(
         self,

@@ -8,18 +8,20 @@ asked for is a failure of the job and goes no further.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeGuard
 
 import anyio.to_thread
 from anyio import CapacityLimiter
 
 from .. import telemetry
 from ..current import CurrentJob, current
-from ..errors import Cancel, Discard, InvalidJobError, Snooze, StorageError
+from ..errors import Cancel, Discard, InvalidJobError, Snooze, StorageUnavailableError
 from ..job import ClaimedJob
 from ..job_type import JobType
 from ..lifecycle import (
@@ -35,46 +37,23 @@ from ..lifecycle import (
     decide,
 )
 from ..storage.base import Guard, Settlement, Storage
+from .attempt import Attempt, Fenced
+from .driving import Driven, as_coroutine, come_clean
 from .failure import describe, storable
 
-__all__ = ["Attempt", "Executor", "Fenced", "ThreadJobs"]
+__all__ = ["Executor", "ThreadJobs"]
+
+logger = logging.getLogger("workers")
+
+#: Seconds until a transactional job is tried again for which the store could begin no transaction. Nothing is counted.
+_NO_TRANSACTION_WAIT = 5.0
 
 #: Ids of the jobs whose code is in a thread right now. Changed by those threads, whether or not the loop still runs.
 ThreadJobs = set[int]
 
 
-class Fenced(Exception):  # noqa: N818 - an answer, not an error
-    """The job is no longer this session's: nothing is to be written."""
-
-
-class Attempt:
-    """A job while it runs. `stop` ends it from outside, with the outcome that it shall have."""
-
-    __slots__ = ("deadline", "in_thread", "job", "scope", "started", "stopped", "task", "type")
-
-    def __init__(
-        self, job: ClaimedJob, job_type: JobType, task: asyncio.Task[Any], started: float
-    ) -> None:
-        self.job = job
-        self.type = job_type
-        self.task = task
-        self.started = started
-        self.deadline = None if job_type.timeout is None else started + job_type.timeout
-        self.in_thread = not job_type.is_async
-        self.stopped: Outcome | Fenced | None = None
-        #: The context of the job's code, once it has begun.
-        self.scope: Context | None = None
-
-    def stop(self, outcome: Outcome | Fenced) -> None:
-        """End the attempt. A thread can't be ended: it keeps its claim until it returns, then `outcome` is written."""
-        if self.stopped is None:
-            self.stopped = outcome
-        if not self.in_thread:
-            self.task.cancel()
-
-
 class Executor:
-    """Runs the attempts of one queue in `base`, the context that the runner was started in."""
+    """Runs attempts in copies of `base`, the context that the runner was started in."""
 
     def __init__(
         self,
@@ -95,125 +74,166 @@ class Executor:
     async def run(self, attempt: Attempt, session: int) -> tuple[Outcome | None, Transition | None]:
         """Run `attempt`: its outcome and what to write; (None, None) when the job is somebody else's by now.
 
-        A transition of None with an outcome means that it has been written already, in the job's own transaction. Raises
-        only CancelledError, when the event loop is closing over a job in a thread.
+        The end of a transactional job is written already when its `attempt.written` is set. Raises nothing.
         """
         job, job_type = attempt.job, attempt.type
+        outcome: Outcome | Fenced
         try:
             payload = self._prepare(job, job_type)
             if job_type.transactional:
-                await self._run_transactional(attempt, session, payload)
-                return Completed(), None
+                transition = await self._run_transactional(attempt, session, payload)
+                attempt.written = True
+                return Completed(), transition
             await self._call(attempt, payload, self._enter(attempt, session))
-            outcome: Outcome = Completed() if attempt.stopped is None else _stopped(attempt)
+            outcome = attempt.verdict() or Completed()
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and job.id in self._threads:
-                raise  # the loop is closing over it; its claim must outlast its thread
-            fenced = error if isinstance(error, Fenced) else attempt.stopped
-            if isinstance(fenced, Fenced):
-                return None, None
             outcome = self._outcome_of(error, attempt)
+        if isinstance(outcome, Fenced):
+            return None, None
         return outcome, decide(job, outcome, job_type.policy)
 
     def _prepare(self, job: ClaimedJob, job_type: JobType) -> Any:
         """Decode the payload, one job on its own: a bad row ends as a dead letter and harms nobody else."""
         if job.crashes and job.crashes >= job_type.policy.max_crashes:
             raise _TooManyCrashes
-        return job_type.codec.decode(job.data)
+        try:
+            return job_type.codec.decode(job.data)
+        except InvalidJobError as error:  # which the job's own code may raise as well
+            raise _Undecodable(str(error)) from None
 
     def _enter(self, attempt: Attempt, session: int, connection: Any = None) -> Context:
         """A context of its own for the job's code."""
         scope = attempt.scope = self._base.copy()
         scope.run(current.set, CurrentJob(attempt.job, session, attempt.deadline, connection))
         for hook in telemetry.job_context_hooks:
-            scope.run(hook, attempt.job)
+            try:
+                scope.run(hook, attempt.job)
+            except Exception:
+                logger.exception("a hook for job contexts failed")
         return scope
 
     async def _call(self, attempt: Attempt, payload: Any, scope: Context) -> None:
-        if attempt.in_thread:
-            result = await self._in_thread(attempt, scope.run, payload.run, self._context)
-        else:
+        if attempt.type.is_async:
             result = scope.run(payload.run, self._context)
-        if isinstance(result, Coroutine):
-            # most jobs that return at once need no more than this
-            try:
-                waited_for = scope.run(result.send, None)
-            except StopIteration:
+        else:
+            result = await self._in_thread(attempt, scope.run, payload.run, self._context)
+            if not _is_awaitable(result):
                 return
-            await _Driven(result, scope, waited_for)
-        elif inspect.isawaitable(result):
-            await _Driven(_awaited(result), scope, None)
+            result = as_coroutine(result)
+            attempt.cancellable = True
+            if attempt.stopped is not None:
+                result.close()
+                raise _Stopped
+        # most jobs that return at once need no more than this
+        try:
+            waited_for = scope.run(result.send, None)
+        except StopIteration:
+            return
+        await Driven(result, scope, waited_for)
 
     async def _in_thread(self, attempt: Attempt, function: Callable[..., Any], *args: Any) -> Any:
-        def work() -> Any:
+        """Call `function` in a thread, and stay until it has ended: whoever cancels this task, a thread goes on."""
+        result: Any = None
+        error: BaseException | None = None
+        ended: Future[None] = Future()
+
+        def work() -> None:
+            nonlocal result, error
+            if not ended.set_running_or_notify_cancel():
+                return
             try:
-                return function(*args)
+                result = function(*args)
+            except BaseException as raised:
+                error = raised
             finally:
-                self._threads.discard(job_id)
+                self._threads.discard(attempt.job.id)
+                ended.set_result(None)
 
-        job_id = attempt.job.id
-        self._threads.add(job_id)
-        return await anyio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=False)
+        self._threads.add(attempt.job.id)
+        try:
+            await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        except asyncio.CancelledError:
+            if ended.cancel():  # it had not begun
+                self._threads.discard(attempt.job.id)
+                raise
+            waiter = asyncio.wrap_future(ended)
+            while not waiter.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([waiter])
+        if error is not None:
+            raise error
+        return result
 
-    async def _run_transactional(self, attempt: Attempt, session: int, payload: Any) -> None:
+    async def _run_transactional(self, attempt: Attempt, session: int, payload: Any) -> Transition:
         guard = Guard(attempt.job.id, attempt.job.token)
-        if attempt.in_thread:
-            await self._in_thread(attempt, self._transaction_in_thread, attempt, session, payload)
-            return
+        if not attempt.type.is_async:
+            function, run_args = self._transaction_in_thread, (attempt, session, payload)
+            transition: Transition = await self._in_thread(attempt, function, *run_args)
+            return transition
         async with self._storage.transaction(session, guard) as run:
             if run is None:
                 raise Fenced
             await self._call(attempt, payload, self._enter(attempt, session, run.connection))
-            await run.finish(self._finishing(attempt))
+            # a cancellation that the job left behind must not break off what comes now, nor may a later one
+            await come_clean(attempt.task)
+            settlement = self._finishing(attempt)
+            attempt.cancellable = False
+            await run.finish(settlement)
+        return settlement.transition
 
-    def _transaction_in_thread(self, attempt: Attempt, session: int, payload: Any) -> None:
+    def _transaction_in_thread(self, attempt: Attempt, session: int, payload: Any) -> Transition:
         with self._storage.transaction_sync(
             session, Guard(attempt.job.id, attempt.job.token)
         ) as run:
             if run is None:
                 raise Fenced
             result = self._enter(attempt, session, run.connection).run(payload.run, self._context)
-            if inspect.isawaitable(result):
-                if isinstance(result, Coroutine):
-                    result.close()
+            if _is_awaitable(result):
+                as_coroutine(result).close()
                 raise TypeError(
                     "`def run` of a transactional job returned an awaitable; make it `async def run`"
                 )
-            run.finish(self._finishing(attempt))
+            settlement = self._finishing(attempt)
+            run.finish(settlement)
+        return settlement.transition
 
     @staticmethod
     def _finishing(attempt: Attempt) -> Settlement:
-        if (
-            attempt.stopped is not None
-        ):  # it ran out of time in a thread: nothing of it may be committed
+        if attempt.verdict() is not None:  # nothing of it may be committed
             raise _Stopped
         job = attempt.job
         transition = decide(job, Completed(), attempt.type.policy)
         return Settlement(Guard(job.id, job.token), job.deduplicated, transition)
 
-    def _outcome_of(self, error: BaseException, attempt: Attempt) -> Outcome:
-        """What an exception means. `_Stopped`, and the cancellation it causes, mean what the stop said."""
-        if attempt.stopped is not None and isinstance(error, asyncio.CancelledError | _Stopped):
-            return _stopped(attempt)
+    def _outcome_of(self, error: BaseException, attempt: Attempt) -> Outcome | Fenced:
+        """What an exception means. A job that was stopped may still say what shall become of it, not that it failed."""
+        verdict = attempt.verdict()
+        if isinstance(verdict, Fenced):
+            return verdict
         match error:
+            case Fenced():
+                return error
+            # classes derived from them may have forgotten to initialise them
             case Cancel():
-                return Cancelled(_storable(error.reason))
+                return Cancelled(_storable(getattr(error, "reason", "")))
             case Discard():
-                return Discarded(_storable(error.reason) or "discarded by the job", describe(error))
-            case Snooze():
-                return Snoozed(error.seconds)
+                reason = _storable(getattr(error, "reason", "")) or "discarded by the job"
+                return Discarded(reason, describe(error))
+            case Snooze(seconds=float(delay)):
+                return Snoozed(delay)
             case _TooManyCrashes():
                 return Crashed()
-            case InvalidJobError():
+            case _Undecodable():
                 return Discarded(_storable(str(error)), None)
-            case StorageError():
-                return Failed(describe(error), error)
+        if verdict is not None:
+            return verdict
+        match error:
+            case StorageUnavailableError() if attempt.scope is None:
+                return Snoozed(_NO_TRANSACTION_WAIT)
             case asyncio.CancelledError() if self._is_closing():
                 return Interrupted("the event loop is closing")
             case asyncio.CancelledError():
                 return Failed("the job cancelled the task it ran in", error)
-        if attempt.stopped is not None:
-            return _stopped(attempt)
         return Failed(describe(error), error)
 
 
@@ -221,60 +241,21 @@ class _TooManyCrashes(Exception):  # noqa: N818
     """Raised before a job that killed its process too often would run again."""
 
 
+class _Undecodable(Exception):  # noqa: N818
+    """Raised before a job that can't be decoded would run."""
+
+
 class _Stopped(Exception):  # noqa: N818
-    """Raised where a stopped job would have committed."""
+    """Raised where a stopped job would have gone on, or committed."""
 
 
-class _Driven(Awaitable[None]):
-    """A coroutine that has started, continued inside its own context."""
-
-    __slots__ = ("_coroutine", "_scope", "_waited_for")
-
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, Any], scope: Context, waited_for: Any
-    ) -> None:
-        self._coroutine = coroutine
-        self._scope = scope
-        self._waited_for = waited_for
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        enter, send, throw = self._scope.run, self._coroutine.send, self._coroutine.throw
-        waited_for = self._waited_for
-        try:
-            if (
-                waited_for is None
-                and inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CREATED
-            ):
-                waited_for = enter(send, None)
-            while True:
-                try:
-                    sent = yield waited_for
-                except GeneratorExit:
-                    enter(self._coroutine.close)
-                    raise
-                except BaseException as error:
-                    waited_for = enter(throw, error)
-                else:
-                    waited_for = enter(send, sent)
-        except StopIteration:
-            return
-
-
-async def _awaited(value: Awaitable[Any]) -> None:
-    await value
-
-
-def _stopped(attempt: Attempt) -> Outcome:
-    """The outcome that a stop asked for. One that came from a timeout gets its text here, when the job has really ended."""
-    outcome = attempt.stopped
-    if outcome is None or isinstance(outcome, Fenced):
-        return Interrupted()
-    if isinstance(outcome, Failed):
-        return Failed(
-            f"{outcome.error} (ended after {time.monotonic() - attempt.started:.3g} s)",
-            outcome.exception,
-        )
-    return outcome
+def _is_awaitable(result: Any) -> TypeGuard[Awaitable[Any]]:
+    """Whether what `def run` returned is to be awaited. Raises TypeError for a generator: nothing of it would run."""
+    if inspect.isawaitable(result):
+        return True
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError("`run` contains `yield`, so that calling it runs nothing of it")
+    return False
 
 
 def _storable(reason: Any) -> str:

@@ -14,9 +14,7 @@ __all__ = ["MAX_ERROR", "describe", "storable"]
 MAX_ERROR = 6000
 
 #: Where the frames between a worker and the code of its job come from.
-_ON_THE_WAY = tuple(
-    os.path.dirname(path) + os.sep for path in (__file__, anyio.__file__)
-)
+_ON_THE_WAY = tuple(os.path.dirname(path) + os.sep for path in (__file__, anyio.__file__))
 
 
 def storable(text: str) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from .. import telemetry
 from ..errors import StorageError
 from ..storage.base import DeadSession, Maintenance, Storage, Wake
+from .attempt import Fenced
 from .claimer import Claimer
 from .completer import Completer
-from .executor import Fenced, ThreadJobs
+from .executor import ThreadJobs
 from .gate import Gate
 from .ledger import Ledger
 from .session import StallHandler

@@ -87,6 +87,8 @@ class SessionKeeper:
         self._request = request
         self._name = name
         self._stall_limit = stall_limit
+        # the lease is renewed when a third of it is gone
+        self._tick_every = min(TICK, request.lease / 3)
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._stopping = False
@@ -138,7 +140,7 @@ class SessionKeeper:
         try:
             while not self._is_over():
                 self._tick()
-                self._control.wait(TICK)
+                self._control.wait(self._tick_every)
             released = self._end()
         except BaseException as error:
             logger.critical("the session thread died", exc_info=True)

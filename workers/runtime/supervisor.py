@@ -5,14 +5,14 @@
     completer                   ends when everything is written
     session thread              ends after all of them
 
-Workers are plain tasks rather than a task group's: a group can't be left while a job refuses to end, and a runner must be.
+A loop that closes cancels every task at once. Then running jobs are stopped and go back uncounted; the order stays.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -20,11 +20,11 @@ import anyio
 
 from ..config import QueueConfig, RunnerConfig
 from ..errors import RunnerError
-from ..lifecycle import Interrupted
 from ..registry import Registry
 from ..storage.base import MaintenanceRequest, Storage
 from .claimer import Claimer
 from .completer import Completer
+from .crew import Crew
 from .empty import EmptyWatch
 from .executor import Executor, ThreadJobs
 from .gate import Gate
@@ -39,8 +39,8 @@ __all__ = ["Supervisor"]
 
 logger = logging.getLogger("workers")
 
-#: After the grace, seconds for stopped jobs to end, and again for outcomes to be written.
-_LAST_SECONDS = 5.0
+#: After the grace, seconds for outcomes to be written.
+_WRITE_SECONDS = 5.0
 
 
 class Supervisor:
@@ -72,8 +72,11 @@ class Supervisor:
             )
             for name, queue in self._queues.items()
         }
-        self._context, self._base = context, copy_context()
-        self._threads: ThreadJobs = set()
+        threads: ThreadJobs = set()
+        num_workers = sum(queue.num_workers for queue in queues.values())
+        self._executor = Executor(
+            storage, context, copy_context(), num_workers, threads, self._is_closing
+        )
         self._reports = Reports(
             storage,
             self.ledger,
@@ -81,8 +84,8 @@ class Supervisor:
             self._gate,
             self._queues,
             self._claimers,
-            self._threads,
-            self._die,
+            threads,
+            self._session_died,
             on_stall,
         )
         self._listening = Listening(storage.listener, self._reports.wake, self._listener_address)
@@ -99,10 +102,10 @@ class Supervisor:
             stall_limit=config.loop_stall_limit,
         )
         self._reports.probed_listener = self._listening.probed
-        self._workers: set[asyncio.Task[None]] = set()
+        self._crew = Crew(self._queues, self._make_worker, self._die)
+        self._writer: asyncio.Task[None] | None = None
         self._shutdown = asyncio.Event()
         self._grace = config.grace
-        self._grace_scope: anyio.CancelScope | None = None
         self._failure: BaseException | None = None
         self._task: asyncio.Task[Any] | None = None
         loop = asyncio.get_running_loop()
@@ -114,23 +117,19 @@ class Supervisor:
     def shutdown(self, grace: float | None = None) -> None:
         """Stop claiming and let running jobs finish for `grace` seconds; a second call with a shorter one hurries."""
         if grace is not None:
-            self._grace = grace
-            if self._grace_scope is not None:
-                self._grace_scope.deadline = min(
-                    self._grace_scope.deadline, anyio.current_time() + grace
-                )
+            self._grace = min(self._grace, grace) if self._shutdown.is_set() else grace
+            self._crew.hurry(grace)
         self._shutdown.set()
 
     async def run(self) -> None:
         """Live. Sets `ready` and `ended`, and raises nothing that they do not say."""
         self._task = asyncio.current_task()
         try:
-            await self._storage.open()
             try:
+                await self._storage.open()
                 await self._in_session()
             finally:
-                with anyio.CancelScope(shield=True):
-                    await self._storage.close()
+                await self._insist(self._storage.close)
             if self._failure is not None:
                 raise RunnerError(f"the runner died: {self._failure!r}") from self._failure
         except BaseException as error:
@@ -141,9 +140,10 @@ class Supervisor:
             self._tell(None)
 
     def _tell(self, error: BaseException | None) -> None:
-        """Resolve what others wait for. An error that nobody waits for is in the log."""
-        if error is not None and self.ready.done() and isinstance(error, Exception):
-            logger.critical("the runner died", exc_info=error)
+        """Resolve what others wait for. An error is in the log as well: maybe nobody waits."""
+        if isinstance(error, Exception) and self._failure is None:
+            what = "did not end in order" if self.ready.done() else "can't start"
+            logger.critical("the runner %s: %s", what, error, exc_info=error)
         for future in (self.ready, self.ended):
             if future.done():
                 continue
@@ -161,67 +161,66 @@ class Supervisor:
         self._keeper.start()
         try:
             self.ledger.begin_session(await asyncio.wrap_future(self._keeper.started))
-        except asyncio.CancelledError:
-            self._keeper.stop()
-            raise
-        self._gate.open()
-        writer = asyncio.create_task(self.completer.run(), name="workers-completer")
-        writer.add_done_callback(self._task_ended)
-        try:
+            self._gate.open()
+            self._start_writing()
             await self._work()
         finally:
-            for queue in self._queues.values():
-                queue.close()
-            if not self._running():
-                self.completer.close()
-                with anyio.CancelScope(shield=True):
-                    await self._end_writing(writer)
-                    self._keeper.stop()
-                    await asyncio.wrap_future(self._keeper.ended)
-            # else: cancelled while jobs would not end. The thread keeps their claims until the process is gone
+            await self._insist(self._end_session)
 
-    async def _end_writing(self, writer: asyncio.Task[None]) -> None:
-        done, _ = await asyncio.wait([writer], timeout=self._grace + _LAST_SECONDS)
-        if not done:
-            writer.cancel()
-            await asyncio.wait([writer])
-            logger.error(
-                "outcomes could not be written before the end; those jobs will be run again"
-            )
+    async def _insist(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Take a step on the way down, whoever cancels this task: that ends the grace, and the step begins anew."""
+        cancelled = None
+        while True:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await step()
+                break
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self.shutdown(grace=0.0)
+        if cancelled is not None:
+            raise cancelled
+
+    def _make_worker(self, queue: WorkQueue) -> Worker:
+        return Worker(
+            queue, self._executor, self._registry, self.ledger, self.completer, self._gate
+        )
+
+    def _start_writing(self) -> None:
+        self._writer = asyncio.create_task(self.completer.run(), name="workers-completer")
+        self._writer.add_done_callback(self._task_ended)
+
+    async def _end_session(self) -> None:
+        """Write what is to be written, then give back what is left."""
+        self.completer.close()
+        while self._writer is not None:
+            await asyncio.wait([self._writer], timeout=self._grace + _WRITE_SECONDS)
+            if not self._writer.done():
+                self._writer.cancel()
+                logger.error("outcomes can't be written before the end: those jobs will run again")
+            elif self._writer.cancelled():  # like every task of a loop that closes
+                self._start_writing()
+                continue
+            break
+        self._keeper.stop()
+        await asyncio.wrap_future(self._keeper.ended)
 
     async def _work(self) -> None:
         """Claim and run until shutdown, then let the workers finish."""
-        for queue in self._queues.values():
-            executor = Executor(
-                self._storage,
-                self._context,
-                self._base,
-                queue.config.num_workers,
-                self._threads,
-                self._is_closing,
-            )
-            for number in range(1, queue.config.num_workers + 1):
-                worker = Worker(
-                    queue, executor, self._registry, self.ledger, self.completer, self._gate
-                )
-                task = asyncio.create_task(worker.run(), name=f"worker-{queue.name}-{number}")
-                self._workers.add(task)
-                task.add_done_callback(self._task_ended)
+        self._crew.start()
         try:
             await self._claim_until_shutdown()
         except asyncio.CancelledError:
             # whoever cancels this task wants out: jobs are stopped now, and go back uncounted
-            self._grace = 0.0
+            self.shutdown(grace=0.0)
             raise
+        except Exception as error:
+            self._die(error)
         finally:
             for name, queue in self._queues.items():
                 self._claimers[name].give_back(queue.take_back())
                 queue.close()
-            with anyio.CancelScope(shield=True):
-                await self._finish()
-        # a job that would not end keeps its claim, and this task its place, until it does
-        while self._workers:
-            await asyncio.wait(self._workers)
+            await self._insist(self._finish)
 
     async def _claim_until_shutdown(self) -> None:
         async with anyio.create_task_group() as group:
@@ -242,43 +241,29 @@ class Supervisor:
             group.cancel_scope.cancel()
 
     async def _finish(self) -> None:
-        """Wait for running jobs; stop those that are not done when the grace is over."""
-        if not await self._workers_end_within(self._grace):
-            stopped = self._running()
-            logger.warning(
-                "the grace is over: stopping %d jobs", len(stopped), extra={"job_ids": stopped}
-            )
-            for queue in self._queues.values():
-                for attempt in list(queue.running):
-                    attempt.stop(Interrupted("shutdown"))
-            if not await self._workers_end_within(_LAST_SECONDS):
-                unfinished = self._running()
-                logger.error(
-                    "jobs that would not stop: %s", unfinished, extra={"job_ids": unfinished}
-                )
-                if not self.ended.done():
-                    self.ended.set_result(unfinished)
+        await self._crew.finish(self._grace, self._tell_unfinished)
 
-    async def _workers_end_within(self, seconds: float) -> bool:
-        with anyio.CancelScope(deadline=anyio.current_time() + seconds) as self._grace_scope:
-            while self._workers:
-                await asyncio.wait(self._workers)
-        return not self._workers
+    def _tell_unfinished(self, job_ids: list[int]) -> None:
+        if not self.ended.done():
+            self.ended.set_result(job_ids)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._workers.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._die(error)
 
-    def _die(self, error: BaseException) -> None:
-        """Something that the runner can't be without has failed: shut down, and say so at the end."""
-        self._failure = self._failure or error
-        self.shutdown()
+    def _session_died(self, error: BaseException) -> None:
+        """Soon others take this runner's jobs for theirs."""
+        self._die(error)
+        self.shutdown(grace=0.0)
 
-    def _running(self) -> list[int]:
-        return sorted(
-            attempt.job.id for queue in self._queues.values() for attempt in queue.running
-        )
+    def _die(self, error: BaseException) -> None:
+        """Something that the runner can't be without has failed: say so, and shut down."""
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            (error,) = error.exceptions
+        if self._failure is None:
+            self._failure = error
+            logger.critical("the runner dies: %s", error, exc_info=error)
+        self.shutdown()
 
     def _is_closing(self) -> bool:
         return self._task is None or self._task.cancelling() > 0

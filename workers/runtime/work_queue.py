@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from ..config import QueueConfig
 from ..job import ClaimedJob
+from .attempt import Attempt
 from .demand import Demand
-from .executor import Attempt
 
 __all__ = ["WorkQueue"]
 

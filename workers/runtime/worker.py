@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
+
+import anyio
 
 from .. import telemetry
 from ..job import ClaimedJob
 from ..lifecycle import Bury, Completed, Delete, Failed, Outcome, Release, Retry, Transition
 from ..registry import Registry
+from .attempt import Attempt
 from .claimer import SHARED_CRASHES
 from .completer import Completer
-from .executor import Attempt, Executor
+from .driving import come_clean
+from .executor import Executor
 from .gate import Gate
 from .ledger import Ledger
 from .work_queue import WorkQueue
@@ -29,7 +34,7 @@ _SLICE = 0.0005
 
 
 class Worker:
-    """Takes jobs from `queue` until it is closed, runs them and reports how they ended."""
+    """Takes jobs from `queue`, runs them and reports how they ended."""
 
     def __init__(
         self,
@@ -48,11 +53,17 @@ class Worker:
         self._gate = gate
 
     async def run(self) -> None:
-        """Work until the queue is closed. Nothing that a job does ends a worker."""
+        """Work until the queue is closed, or until a job has made this task unfit for others."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
         queue, slice_end = self._queue, 0.0
         while True:
+            # a cancellation that a job left behind, or that came while none ran here, is not the next one's
+            if task.cancelling():
+                await come_clean(task)
+                if anyio.current_effective_deadline() == -math.inf:
+                    logger.error("a job left a cancelled scope behind: its worker is replaced")
+                    return
             job = queue.pop()
             if job is None:
                 if queue.closed:
@@ -62,9 +73,6 @@ class Worker:
                 slice_end = time.monotonic() + _SLICE
                 continue
             await self._work(job, task)
-            # a job that cancelled this task may have left the cancellation behind for the next await
-            if task.cancelling():
-                await _come_clean(task)
             if time.monotonic() >= slice_end:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(0)
@@ -87,24 +95,24 @@ class Worker:
             job_logger.debug(
                 "job %d (%s) started", job.id, job.job_type, extra=fields(job, session)
             )
-        try:
-            outcome, transition = await self._executor.run(attempt, session)
-            running.discard(attempt)
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if job.crashes > SHARED_CRASHES:
-                self._gate.exclusive = False
+        outcome, transition = await self._executor.run(attempt, session)
+        running.discard(attempt)
+        if timer is not None:
+            timer.cancel()
+        if job.crashes > SHARED_CRASHES:
+            self._gate.exclusive = False
         duration = time.monotonic() - started
         self._queue.demand.ran(duration)
-        if type(transition) is Delete:
-            self._completer.completed(job)
-        elif outcome is None or transition is None:
+        if outcome is None or transition is None:  # the job is somebody else's by now
             self._completer.dropped(job)
+            return
+        if attempt.written:
+            self._completer.dropped(job)
+        elif type(transition) is Delete:
+            self._completer.completed(job)
         else:
             self._completer.ended(job, transition)
-        if outcome is not None:
-            self._report(attempt, session, outcome, transition or Delete(), duration)
+        self._report(attempt, session, outcome, transition, duration)
 
     def _report(
         self,
@@ -189,11 +197,3 @@ class _Timer:
 
     def cancel(self) -> None:
         self._handle.cancel()
-
-
-async def _come_clean(task: asyncio.Task[None]) -> None:
-    """Take delivery of cancellations that were meant for the job, and forget them."""
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.sleep(0)
-    while task.cancelling():
-        task.uncancel()

@@ -70,7 +70,9 @@ class MemoryControl:
                     for row, queue in known
                     if queue in request.queues and row.crashes and row.state is JobState.AVAILABLE
                 },
-                stray={(row.job_type, queue) for row, queue in known if queue not in request.queues},
+                stray={
+                    (row.job_type, queue) for row, queue in known if queue not in request.queues
+                },
                 rescue=any(not other.alive for other in tables.sessions.values()),
             )
 
@@ -97,7 +99,9 @@ class MemoryControl:
         waiting = [row for row in tables.rows.values() if row.session is None]
         due = [row for row in waiting if row.run_at is not None and row.run_at <= now]
         homeless = [
-            row for row in waiting if row.queue is None and row.run_at is None and row.job_type in declared
+            row
+            for row in waiting
+            if row.queue is None and row.run_at is None and row.job_type in declared
         ]
         due.sort(key=lambda row: (row.run_at, row.id))
         homeless.sort(key=lambda row: (-row.priority, row.position))
@@ -137,10 +141,14 @@ class MemoryControl:
         tables = self._tables
         with tables.lock:
             self._check_link()
-            released = tables.give_back([row for guard in guards if (row := tables.owned(self._id, guard))])
+            released = tables.give_back(
+                [row for guard in guards if (row := tables.owned(self._id, guard))]
+            )
             if session := tables.sessions.get(self._id):
                 spent = [
-                    token for token in {guard.token for guard in guards} if not any(tables.standing(session, [token]))
+                    token
+                    for token in {guard.token for guard in guards}
+                    if not any(tables.standing(session, [token]))
                 ]
                 tables.forget(self._id, spent)
         return released
@@ -150,7 +158,9 @@ class MemoryControl:
         tables = self._tables
         with tables.lock:
             session = tables.sessions.get(self._id)
-            released = tables.give_back(list(tables.standing(session, session.claims))) if session else 0
+            released = (
+                tables.give_back(list(tables.standing(session, session.claims))) if session else 0
+            )
             tables.sessions.pop(self._id, None)
             self._linked = False
         return released

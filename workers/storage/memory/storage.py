@@ -67,7 +67,9 @@ class MemoryStorage:
                 and row.job_type in request.job_types
                 and (0 < row.crashes <= most if most else row.crashes == 0)
             )
-            rows = heapq.nsmallest(request.limit, found, key=lambda row: (-row.priority, row.position))
+            rows = heapq.nsmallest(
+                request.limit, found, key=lambda row: (-row.priority, row.position)
+            )
             jobs = [tables.claim(row, session.id, request.token) for row in rows]
             if jobs:
                 session.claims[request.token] = [job.id for job in jobs]
@@ -87,7 +89,9 @@ class MemoryStorage:
 
     # ---------------------------------------------------------------------------------------------------------- outcomes
 
-    async def complete(self, session: int, guards: Sequence[Guard], closed: Collection[int]) -> Collection[int]:
+    async def complete(
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
+    ) -> Collection[int]:
         """Delete finished jobs and forget the `closed` tokens."""
         with self._tables.lock:
             deleted = [guard.id for guard in guards if self._tables.owned(session, guard)]
@@ -96,7 +100,9 @@ class MemoryStorage:
             self._tables.forget(session, closed)
         return deleted
 
-    async def settle(self, session: int, settlements: Sequence[Settlement], closed: Collection[int]) -> Settled:
+    async def settle(
+        self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
+    ) -> Settled:
         """Write every other transition."""
         written: list[int] = []
         superseded: list[int] = []
@@ -135,11 +141,15 @@ class MemoryStorage:
                 del tables.rows[row.id]
         return True
 
-    def transaction(self, session: int, guard: Guard) -> AbstractAsyncContextManager[TransactionalRun | None]:
+    def transaction(
+        self, session: int, guard: Guard
+    ) -> AbstractAsyncContextManager[TransactionalRun | None]:
         """Not here."""
         _no_transactions()
 
-    def transaction_sync(self, session: int, guard: Guard) -> AbstractContextManager[SyncTransactionalRun | None]:
+    def transaction_sync(
+        self, session: int, guard: Guard
+    ) -> AbstractContextManager[SyncTransactionalRun | None]:
         """Not here."""
         _no_transactions()
 
@@ -166,9 +176,12 @@ class MemoryStorage:
                 if row.state is JobState.AVAILABLE:
                     oldest[queue] = max(oldest.get(queue, 0.0), now - row.created_at)
             for ended in self._tables.ended.values():
-                counts[ended.row.queue or ""]["dead" if ended.state is JobState.DEAD else "archived"] += 1
+                counts[ended.row.queue or ""][
+                    "dead" if ended.state is JobState.DEAD else "archived"
+                ] += 1
         return [
-            QueueStats(queue=queue, oldest=oldest.get(queue, 0.0), **counts[queue]) for queue in sorted(counts)
+            QueueStats(queue=queue, oldest=oldest.get(queue, 0.0), **counts[queue])
+            for queue in sorted(counts)
         ]
 
     async def find(self, job_id: int) -> JobRecord | None:
@@ -177,10 +190,15 @@ class MemoryStorage:
             kept = self._tables.rows.get(job_id) or self._tables.ended.get(job_id)
             return _record(kept) if kept is not None else None
 
-    async def list_jobs(self, state: JobState, *, limit: int = 100, after: int = 0) -> list[JobRecord]:
+    async def list_jobs(
+        self, state: JobState, *, limit: int = 100, after: int = 0
+    ) -> list[JobRecord]:
         """Jobs in `state` with an id above `after`, in id order."""
         with self._tables.lock:
-            everywhere: Iterable[Row | Ended] = (*self._tables.rows.values(), *self._tables.ended.values())
+            everywhere: Iterable[Row | Ended] = (
+                *self._tables.rows.values(),
+                *self._tables.ended.values(),
+            )
             found = [_record(kept) for kept in everywhere if kept.state is state]
         found.sort(key=lambda record: record.id)
         return [record for record in found if record.id > after][:limit]
@@ -189,7 +207,11 @@ class MemoryStorage:
         """How many jobs failed at least once, dead ones included, and the first ids."""
         with self._tables.lock:
             failed = [row.id for row in self._tables.rows.values() if row.retries]
-            failed += [job_id for job_id, ended in self._tables.ended.items() if ended.state is JobState.DEAD]
+            failed += [
+                job_id
+                for job_id, ended in self._tables.ended.items()
+                if ended.state is JobState.DEAD
+            ]
         return len(failed), sorted(failed)[:limit]
 
     async def requeue(self, job_ids: Sequence[int]) -> list[int]:
@@ -219,7 +241,9 @@ class MemoryStorage:
 
 
 def _no_transactions() -> NoReturn:
-    raise StorageRejectedError("the memory engine has no transactions: run transactional jobs on PostgreSQL")
+    raise StorageRejectedError(
+        "the memory engine has no transactions: run transactional jobs on PostgreSQL"
+    )
 
 
 def _record(kept: Row | Ended) -> JobRecord:

@@ -115,9 +115,18 @@ class Tables:
         now = self.clock()
         run_at = self.due(job.delay) if job.run_at is None else job.run_at.timestamp()
         row = Row(
-            next(self._ids), job.job_type, _canonical(job.data), job.priority, job.queue, job.deduplicated, now, now
+            next(self._ids),
+            job.job_type,
+            _canonical(job.data),
+            job.priority,
+            job.queue,
+            job.deduplicated,
+            now,
+            now,
         )
-        return row if self.wait(row, run_at if run_at is not None and run_at > now else None) else None
+        return (
+            row if self.wait(row, run_at if run_at is not None and run_at > now else None) else None
+        )
 
     def wait(self, row: Row, run_at: float | None = None) -> bool:
         """Make a row wait, from now or until `run_at`; False where an identical one does: then it makes way."""
@@ -148,7 +157,9 @@ class Tables:
     def owned(self, session: int, guard: Guard) -> Row | None:
         """The row that `guard` proves a claim on."""
         row = self.rows.get(guard.id)
-        return row if row is not None and row.session == session and row.token == guard.token else None
+        return (
+            row if row is not None and row.session == session and row.token == guard.token else None
+        )
 
     def standing(self, session: Session, tokens: Iterable[int]) -> Iterator[Row]:
         """What is still claimed under `tokens`."""
@@ -201,7 +212,9 @@ def check(job: NewJob) -> None:
         if value is not None and not 1 <= len(value.encode()) <= _MAX_NAME:
             raise StorageRejectedError(f"{name} must be 1 to {_MAX_NAME} bytes long")
     if not MIN_PRIORITY <= job.priority <= MAX_PRIORITY:
-        raise StorageRejectedError(f"priority {job.priority} is not between {MIN_PRIORITY} and {MAX_PRIORITY}")
+        raise StorageRejectedError(
+            f"priority {job.priority} is not between {MIN_PRIORITY} and {MAX_PRIORITY}"
+        )
     _canonical(job.data)
 
 

@@ -25,7 +25,10 @@ AnyPool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 STATEMENT_SECONDS = 30.0
 
 #: What our statements need of a session. A timeout in milliseconds is raised to this where it is set, and shorter.
-_SETTINGS = {"default_transaction_isolation": "read committed", "default_transaction_read_only": "off"}
+_SETTINGS = {
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+}
 _TIMEOUTS = {
     "statement_timeout": 10_000,
     "transaction_timeout": 10_000,
@@ -59,13 +62,21 @@ def translated() -> Iterator[None]:
     try:
         yield
     except _MISSING as error:
-        raise StorageRejectedError(f"{_first_line(error)}; run `workers migrate`, or check the search_path") from error
+        raise StorageRejectedError(
+            f"{_first_line(error)}; run `workers migrate`, or check the search_path"
+        ) from error
     except (*_LIMITS, UnicodeError) as error:
-        raise StorageRejectedError(f"the database can't store this: {_first_line(error)}") from error
+        raise StorageRejectedError(
+            f"the database can't store this: {_first_line(error)}"
+        ) from error
     except _TRANSIENT as error:
-        raise StorageUnavailableError(f"the database did not carry out a statement: {_first_line(error)}") from error
+        raise StorageUnavailableError(
+            f"the database did not carry out a statement: {_first_line(error)}"
+        ) from error
     except psycopg.Error as error:
-        raise StorageRejectedError(f"the database refused a statement: {_first_line(error)}") from error
+        raise StorageRejectedError(
+            f"the database refused a statement: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -82,7 +93,9 @@ class Checkout:
     def __init__(self, pool: AnyPool) -> None:
         self._pool = pool
         self._search_path: str | None = None
-        self._repairs: WeakKeyDictionary[psycopg.AsyncConnection[Any], dict[str, str]] = WeakKeyDictionary()
+        self._repairs: WeakKeyDictionary[psycopg.AsyncConnection[Any], dict[str, str]] = (
+            WeakKeyDictionary()
+        )
 
     async def fetch(self, sql: str, params: dict[str, Any]) -> Sequence[tuple[Any, ...]]:
         """Run one statement and return its rows; raises the port's errors."""
@@ -133,7 +146,9 @@ class Checkout:
 
         async def undo() -> None:
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:
-                await conn.close()  # an unknown state is not given back; the pool replaces what is closed
+                await (
+                    conn.close()
+                )  # an unknown state is not given back; the pool replaces what is closed
                 return
             try:
                 if before:
@@ -144,7 +159,9 @@ class Checkout:
                     await conn.set_isolation_level(isolation)
                 if read_only is not None:
                     await conn.set_read_only(read_only)
-            except psycopg.Error:  # the statement itself was carried out: only the connection is lost
+            except (
+                psycopg.Error
+            ):  # the statement itself was carried out: only the connection is lost
                 await conn.close()
 
         return undo

@@ -50,7 +50,9 @@ class ScanHints:
     """The hints of one queue. Times are seconds of any monotonic clock."""
 
     def __init__(self) -> None:
-        self._next: dict[int, int] = {}  # priority -> position to start at; least recently used first
+        self._next: dict[
+            int, int
+        ] = {}  # priority -> position to start at; least recently used first
         self._history: deque[tuple[float, dict[int, int]]] = deque()
         self._next_trailing = 0.0
         self._next_thorough = 0.0
@@ -67,7 +69,12 @@ class ScanHints:
         return Plan(kind, priorities, [start[priority] for priority in priorities])
 
     def claimed(
-        self, plan: Plan, jobs: Sequence[tuple[ClaimedJob, int]], limit: int, now: float, duration: float
+        self,
+        plan: Plan,
+        jobs: Sequence[tuple[ClaimedJob, int]],
+        limit: int,
+        now: float,
+        duration: float,
     ) -> None:
         """Take note of what a scan found: jobs with their positions, in claim order."""
         if plan.kind is ScanKind.THOROUGH:
@@ -96,4 +103,6 @@ class ScanHints:
         while len(self._history) > 1 and self._history[1][0] <= now - TRAIL_BEHIND:
             self._history.popleft()
         past = self._history[0][1]
-        return {priority: min(past.get(priority, hint), hint) for priority, hint in self._next.items()}
+        return {
+            priority: min(past.get(priority, hint), hint) for priority, hint in self._next.items()
+        }

@@ -38,15 +38,19 @@ _SETTINGS = {
     "tcp_keepalives_count": "3",
 }
 
-#: After an outage the owners of other sessions get this long to come back before anyone judges them.
+#: After an outage the owners of other sessions get this long, or a lease, to come back before anyone judges them.
 _RECONNECT_SECONDS = 5.0
 _STRAY_EVERY = 60.0
 #: The lease is waiting to be renewed: no more than this many waits of 50 ms in one go.
 _MAX_BLOCKED = 20
 
 _MAINTAIN, _STRAY = statement("maintain"), statement("stray")
-_RESCUE, _RESCUE_DEDUPLICATED, _LOST = map(statement, ("rescue", "rescue_deduplicated", "lost_deduplicated"))
-_BURY_CLAIMS, _LOCK_DEAD, _REMOVE = map(statement, ("bury_claims", "lock_dead_sessions", "remove_sessions"))
+_RESCUE, _RESCUE_DEDUPLICATED, _LOST = map(
+    statement, ("rescue", "rescue_deduplicated", "lost_deduplicated")
+)
+_BURY_CLAIMS, _LOCK_DEAD, _REMOVE = map(
+    statement, ("bury_claims", "lock_dead_sessions", "remove_sessions")
+)
 _OPEN, _RETAKE, _CLAIMS = map(statement, ("open_session", "retake_session", "session_claims"))
 _LOCK_SESSION, _END, _END_CLAIMS = map(statement, ("lock_session", "end_session", "end_claims"))
 _HELD_IDS, _WAIT, _WAIT_DEDUPLICATED = map(statement, ("held_ids", "wait", "wait_deduplicated"))
@@ -59,7 +63,9 @@ class PostgresControl:
     """See `storage.base.Control`. `connect` makes a new autocommit connection."""
 
     def __init__(
-        self, connect: Callable[[], psycopg.Connection[Any]], clock: Callable[[], float] = time.monotonic
+        self,
+        connect: Callable[[], psycopg.Connection[Any]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
         self._clock = clock
@@ -74,7 +80,7 @@ class PostgresControl:
     def open(self, name: str, lease: float) -> int:
         """Connect and register: first the lock, then the row."""
         with translated():
-            self._reconnect()
+            self._reconnect(lease)
             self._judge_locks_at = 0.0
             ((self._session,),) = self._fetch("SELECT nextval('worker_sessions_id_seq')::bigint")
             self._take_lock()
@@ -84,7 +90,7 @@ class PostgresControl:
     def recover(self, lease: float) -> bool:
         """Reconnect and take the same lock; True while the session's row is alive."""
         with translated():
-            self._reconnect()
+            self._reconnect(lease)
             self._take_lock()
             return bool(self._fetch(_RETAKE, session=self._session, lease=lease))
 
@@ -108,13 +114,19 @@ class PostgresControl:
             stray: Collection[tuple[str, str]] = ()
             if now >= self._next_stray:
                 self._next_stray = now + _STRAY_EVERY
-                found = self._fetch(_STRAY, queues=list(request.queues), job_types=list(request.declared))
+                found = self._fetch(
+                    _STRAY, queues=list(request.queues), job_types=list(request.declared)
+                )
                 stray = [(job_type, queue) for job_type, queue in found]
         kinds = {row[0] for row in rows}
         return Maintenance(
             alive="alive" in kinds,
             rescue="rescue" in kinds,
-            wakes=[Wake(queue, priority, position) for what, queue, priority, position in rows if what == "wake"],
+            wakes=[
+                Wake(queue, priority, position)
+                for what, queue, priority, position in rows
+                if what == "wake"
+            ],
             suspects={queue for what, queue, _, _ in rows if what == "suspects"},
             stray=stray,
         )
@@ -125,7 +137,10 @@ class PostgresControl:
             rows = self._fetch(_RESCUE)
             rows += self._apart(
                 lambda: self._fetch(_RESCUE_DEDUPLICATED, only=None),
-                lambda: [partial(self._fetch, _RESCUE_DEDUPLICATED, only=only) for (only,) in self._fetch(_LOST)],
+                lambda: [
+                    partial(self._fetch, _RESCUE_DEDUPLICATED, only=only)
+                    for (only,) in self._fetch(_LOST)
+                ],
             )
             self._fetch(_BURY_CLAIMS)
             with self._connection().transaction():
@@ -150,7 +165,9 @@ class PostgresControl:
     def release(self, guards: Sequence[Guard]) -> int:
         """Give back jobs, uncounted."""
         with translated():
-            rows = self._fetch(_HELD_IDS, session=self._session, tokens=list({guard.token for guard in guards}))
+            rows = self._fetch(
+                _HELD_IDS, session=self._session, tokens=list({guard.token for guard in guards})
+            )
             wanted = {(guard.id, guard.token) for guard in guards}
             released = self._give_back([row for row in rows if (row[0], row[1]) in wanted])
             self._fetch(_END_CLAIMS, session=self._session)
@@ -168,7 +185,9 @@ class PostgresControl:
                 # after a claim on its way has landed, and before another one can
                 self._fetch(_LOCK_SESSION, session=self._session)
                 tokens = list(self.claims())
-                released = self._give_back(self._fetch(_HELD_IDS, session=self._session, tokens=tokens))
+                released = self._give_back(
+                    self._fetch(_HELD_IDS, session=self._session, tokens=tokens)
+                )
                 self._fetch(_END_CLAIMS, session=self._session)
                 self._fetch(_END, session=self._session)
         self.abandon()
@@ -197,7 +216,9 @@ class PostgresControl:
             released += len(
                 self._apart(
                     partial(self._write, _WAIT_DEDUPLICATED, deduplicated),
-                    lambda: [partial(self._write, _WAIT_DEDUPLICATED, [row]) for row in deduplicated],
+                    lambda: [
+                        partial(self._write, _WAIT_DEDUPLICATED, [row]) for row in deduplicated
+                    ],
                 )
             )
         return released
@@ -213,7 +234,9 @@ class PostgresControl:
             counted=[False] * len(rows),
         )
 
-    def _apart(self, together: _Step, parts: Callable[[], Sequence[_Step]]) -> list[tuple[Any, ...]]:
+    def _apart(
+        self, together: _Step, parts: Callable[[], Sequence[_Step]]
+    ) -> list[tuple[Any, ...]]:
         """All together; or each part alone, leaving out those that have to wait for a transaction that is just enqueueing
         the same job: it must not keep the others."""
         conn = self._connection()
@@ -236,11 +259,12 @@ class PostgresControl:
                     break
         return rows
 
-    def _reconnect(self) -> None:
+    def _reconnect(self, lease: float = _RECONNECT_SECONDS) -> None:
         self.abandon()
         self._locked = False
         self._conn = self._connect()
-        self._judge_locks_at = self._judge_leases_at = self._clock() + _RECONNECT_SECONDS
+        patience = min(lease, _RECONNECT_SECONDS)  # within a lease whoever lives has renewed it
+        self._judge_locks_at = self._judge_leases_at = self._clock() + patience
         self._fetch(
             "SELECT set_config(item.name, item.value, false)"
             " FROM unnest(%(names)s::text[], %(values)s::text[]) AS item (name, value)"
@@ -254,7 +278,8 @@ class PostgresControl:
         """Try to take the session's lock. It may still be with our own last backend, which the server has not given up on
         yet; until then the lease alone speaks for us."""
         ((self._locked,),) = self._fetch(
-            "SELECT pg_try_advisory_lock(workers_lock_class(), %(session)s::integer)", session=self._session
+            "SELECT pg_try_advisory_lock(workers_lock_class(), %(session)s::integer)",
+            session=self._session,
         )
 
     def _connection(self) -> psycopg.Connection[Any]:

@@ -46,8 +46,13 @@ _CLAIM = {
 _CLAIM_SUSPECTS = statement("claim_suspects")
 _COMPLETE, _FORGET = statement("complete"), statement("forget")
 _HELD_IDS = statement("held_ids")
-_ENQUEUE_BATCH, _ENQUEUE_DEDUPLICATED = statement("enqueue_batch"), statement("enqueue_deduplicated")
-_STATS, _LIST_JOBS, _FAILED_JOBS, _REQUEUE = map(statement, ("stats", "list_jobs", "failed_jobs", "requeue"))
+_ENQUEUE_BATCH, _ENQUEUE_DEDUPLICATED = (
+    statement("enqueue_batch"),
+    statement("enqueue_deduplicated"),
+)
+_STATS, _LIST_JOBS, _FAILED_JOBS, _REQUEUE = map(
+    statement, ("stats", "list_jobs", "failed_jobs", "requeue")
+)
 #: The statement for each kind of transition; `wait_deduplicated` stands in for deduplicated jobs that go back to waiting.
 _SETTLE = {name: statement(name) for name in ("wait", "wait_deduplicated", "bury", "archive")}
 
@@ -78,7 +83,9 @@ class PostgresStorage:
         self._hints: dict[str, ScanHints] = defaultdict(ScanHints)
         self._opened = False
         self._listen = listen
-        self._clock = clock  # for scan hints and for patience with other sessions, never for what is stored
+        self._clock = (
+            clock  # for scan hints and for patience with other sessions, never for what is stored
+        )
         self._transactions = TransactionConnections(connector.connect, connector.connect_async)
 
     async def open(self) -> None:
@@ -87,9 +94,13 @@ class PostgresStorage:
             with translated():
                 await self._pool.open(wait=True)
             self._opened = True
-        ((ready,),) = await self._checkout.fetch("SELECT to_regclass('background_jobs') IS NOT NULL", {})
+        ((ready,),) = await self._checkout.fetch(
+            "SELECT to_regclass('background_jobs') IS NOT NULL", {}
+        )
         if not ready:
-            raise MigrationError("there is no table background_jobs on the search_path; run `workers migrate` first")
+            raise MigrationError(
+                "there is no table background_jobs on the search_path; run `workers migrate` first"
+            )
 
     async def close(self) -> None:
         """Close the pool if `open` opened it."""
@@ -110,7 +121,9 @@ class PostgresStorage:
             "limit": request.limit,
         }
         if request.scan.suspects:
-            rows = await self._checkout.fetch(_CLAIM_SUSPECTS, params | {"suspects": request.scan.suspects})
+            rows = await self._checkout.fetch(
+                _CLAIM_SUSPECTS, params | {"suspects": request.scan.suspects}
+            )
             return Claimed([job for job, _ in _in_order(rows)], complete=False)
         hints, start = self._hints[request.queue], self._clock()
         plan = hints.plan(start, thorough=request.scan.thorough)
@@ -124,7 +137,9 @@ class PostgresStorage:
 
     def noticed(self, wake: Wake) -> None:
         """Pull the hint of the queue back to what became available."""
-        hints = self._hints.get(wake.queue)  # none yet: the first scan of a queue is thorough anyway
+        hints = self._hints.get(
+            wake.queue
+        )  # none yet: the first scan of a queue is thorough anyway
         if hints is not None:
             hints.noticed(wake.priority, wake.position)
 
@@ -132,24 +147,36 @@ class PostgresStorage:
         """Give back whatever stands under `token`."""
         rows = await self._checkout.fetch(_HELD_IDS, {"session": session, "tokens": [token]})
         release = Release()
-        settlements = [Settlement(Guard(job_id, token), deduplicated, release) for job_id, token, deduplicated in rows]
+        settlements = [
+            Settlement(Guard(job_id, token), deduplicated, release)
+            for job_id, token, deduplicated in rows
+        ]
         settled = await self.settle(session, settlements, [token])
         return len(settled.written) + len(settled.superseded)
 
     # ---------------------------------------------------------------------------------------------------------- outcomes
 
-    async def complete(self, session: int, guards: Sequence[Guard], closed: Collection[int]) -> Collection[int]:
+    async def complete(
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
+    ) -> Collection[int]:
         """Delete finished jobs and forget the `closed` tokens."""
         # in id order, so that statements that overlap meet in the same order; the latest claim of an id comes last
         ids, tokens = [], []
         for guard in sorted(guards, key=_guard_key):
             ids.append(guard.id)
             tokens.append(guard.token)
-        params = {"session": session, "ids": _array(ids), "tokens": _array(tokens), "closed": _array(closed)}
+        params = {
+            "session": session,
+            "ids": _array(ids),
+            "tokens": _array(tokens),
+            "closed": _array(closed),
+        }
         ((written,),) = await self._checkout.fetch(_COMPLETE, params)
         return ids if written is None else written
 
-    async def settle(self, session: int, settlements: Sequence[Settlement], closed: Collection[int]) -> Settled:
+    async def settle(
+        self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
+    ) -> Settled:
         """Write retries, releases, archives and deaths, one statement for each kind that occurs."""
         groups: dict[str, list[Settlement]] = {name: [] for name in ("complete", *_SETTLE)}
         for settlement in sorted(settlements, key=lambda item: item.guard.id):
@@ -162,12 +189,16 @@ class PostgresStorage:
             if name == "wait_deduplicated":
                 rows += await self._wait_deduplicated(session, group)
             elif group:
-                rows += await self._checkout.fetch(_SETTLE[name], _columns(name, group) | {"session": session})
+                rows += await self._checkout.fetch(
+                    _SETTLE[name], _columns(name, group) | {"session": session}
+                )
         if closed:
             await self._checkout.fetch(_FORGET, {"session": session, "closed": list(closed)})
         return Settled([row[0] for row in rows if row[1]], [row[0] for row in rows if not row[1]])
 
-    async def _wait_deduplicated(self, session: int, group: Sequence[Settlement]) -> list[tuple[Any, ...]]:
+    async def _wait_deduplicated(
+        self, session: int, group: Sequence[Settlement]
+    ) -> list[tuple[Any, ...]]:
         """Together; one by one where one of them has to wait for a transaction that is enqueueing the same job."""
         if not group:
             return []
@@ -177,7 +208,10 @@ class PostgresStorage:
                 await conn.execute(_GIVE_BACK_LOCK_TIMEOUT)
                 return await fetch_on(conn, sql, params)
 
-        sql, params = _SETTLE["wait_deduplicated"], _columns("wait_deduplicated", group) | {"session": session}
+        sql, params = (
+            _SETTLE["wait_deduplicated"],
+            _columns("wait_deduplicated", group) | {"session": session},
+        )
         try:
             return list(await self._checkout.run(write))
         except StorageUnavailableError as error:
@@ -193,11 +227,15 @@ class PostgresStorage:
             raise blocked
         return rows
 
-    def transaction(self, session: int, guard: Guard) -> AbstractAsyncContextManager[TransactionalRun | None]:
+    def transaction(
+        self, session: int, guard: Guard
+    ) -> AbstractAsyncContextManager[TransactionalRun | None]:
         """The transaction of one attempt, on a connection of its own."""
         return self._transactions.run(session, guard)
 
-    def transaction_sync(self, session: int, guard: Guard) -> AbstractContextManager[SyncTransactionalRun | None]:
+    def transaction_sync(
+        self, session: int, guard: Guard
+    ) -> AbstractContextManager[SyncTransactionalRun | None]:
         """The same on a synchronous connection, for a job in a thread."""
         return self._transactions.run_sync(session, guard)
 
@@ -213,8 +251,21 @@ class PostgresStorage:
 
         async def write(conn: psycopg.AsyncConnection[Any]) -> None:
             async with conn.transaction():
-                for (deduplicated, job_type, queue, priority, run_at, delay), indexes in groups.items():
-                    params = {"job_type": job_type, "queue": queue, "priority": priority, "run_at": run_at, "delay": delay}
+                for (
+                    deduplicated,
+                    job_type,
+                    queue,
+                    priority,
+                    run_at,
+                    delay,
+                ), indexes in groups.items():
+                    params = {
+                        "job_type": job_type,
+                        "queue": queue,
+                        "priority": priority,
+                        "run_at": run_at,
+                        "delay": delay,
+                    }
                     params["data"] = [jobs[index].data for index in indexes]
                     sql = _ENQUEUE_DEDUPLICATED if deduplicated else _ENQUEUE_BATCH
                     for index, row in zip(indexes, await fetch_on(conn, sql, params), strict=True):
@@ -227,14 +278,18 @@ class PostgresStorage:
     async def stats(self) -> list[QueueStats]:
         """Counts per queue; reads the whole table."""
         rows = await self._checkout.fetch(_STATS, {})
-        return [QueueStats(**dict(zip(QueueStats.__struct_fields__, row, strict=True))) for row in rows]
+        return [
+            QueueStats(**dict(zip(QueueStats.__struct_fields__, row, strict=True))) for row in rows
+        ]
 
     async def find(self, job_id: int) -> JobRecord | None:
         """One job, wherever it stands."""
         found = await self._list(state=None, id=job_id, limit=1, after=-(2**63))
         return found[0] if found else None
 
-    async def list_jobs(self, state: JobState, *, limit: int = 100, after: int = 0) -> list[JobRecord]:
+    async def list_jobs(
+        self, state: JobState, *, limit: int = 100, after: int = 0
+    ) -> list[JobRecord]:
         """Jobs in `state` with an id above `after`, in id order."""
         return await self._list(state=state.value, id=None, limit=limit, after=after)
 

@@ -155,7 +155,9 @@ def _check_open(status: int) -> None:
             "wrap statements that may fail in `with connection.transaction():`"
         )
     if status != TransactionStatus.INTRANS:
-        raise StorageRejectedError("the job ended its own transaction; a transactional job must not commit or roll back")
+        raise StorageRejectedError(
+            "the job ended its own transaction; a transactional job must not commit or roll back"
+        )
 
 
 def _check_written(rows: int) -> None:

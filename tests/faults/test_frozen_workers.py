@@ -1,0 +1,126 @@
+"""Fault 3: workers that stand still, or are cut off, past their lease and go on; fault 21: a job that stops the event loop.
+
+Rules 2, 18, 19 and 23; guarantees 2, 4 and 5.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psycopg
+
+from tests.faults.conftest import Say
+from tests.helpers.fault_jobs import Blocking, Brief, Held, HeldInThread
+from tests.helpers.history import History, by, check, saying
+from tests.helpers.processes import Crew
+from tests.helpers.proxy import proxy_to
+from tests.helpers.runners import left
+
+LEASE = 1.5
+#: The lease, and the sweep of a runner that looks three times in a lease; and something for a busy machine.
+RECLAIMED_WITHIN = LEASE * 4 / 3 + 1.5
+
+
+def test_a_worker_that_was_frozen_past_its_lease_is_fenced(
+    conn: psycopg.Connection, workers: Crew, history: History, say: Say
+) -> None:
+    """Rules 18 and 19: others get its jobs, what comes of its own runs changes nothing, and it works on as a new session."""
+    types = "brief,held,held_in_thread"
+    frozen = workers.start(types, lease=LEASE)
+    first_session = frozen.ready()
+    held = Held.enqueue_batch(conn, [Held(key=key) for key in range(3)])
+    in_threads = HeldInThread.enqueue_batch(conn, [HeldInThread(key=key) for key in range(3)])
+    history.wait_for("start", count=6)
+    heir = workers.start(types, lease=LEASE)
+    heir.ready()
+
+    frozen.send(signal.SIGSTOP)
+    (stopped,) = history.events("frozen")
+    taken = history.wait_for("start", count=6, where=by(heir.name))
+    reclaimed = max(event.at for event in taken) - stopped.at
+    say(f"reclaimed {reclaimed:.2f} s after the stop, with a lease of {LEASE} s")
+    assert reclaimed < RECLAIMED_WITHIN
+    frozen.send(signal.SIGCONT)
+    (lost,) = history.wait_for("session lost", where=by(frozen.name))
+    assert lost.session > first_session
+    # what can be stopped is; a thread can't be, and nothing comes of it
+    stopped_jobs = history.wait_for("broken", count=3, where=by(frozen.name))
+    assert {event.job for event in stopped_jobs} == set(held)
+    frozen.open()
+    history.wait_for("end", count=3, where=by(frozen.name))
+    assert left(conn)["background_jobs"] == 6, "the heir is still at them"
+    heir.open()
+    history.wait_for("end", count=6, where=by(heir.name))
+    heir.send(signal.SIGTERM)
+    assert heir.wait() == 0
+
+    more = Brief.enqueue_batch(conn, [Brief(key=key) for key in range(20)])
+    ended = history.wait_for("end", count=20, where=lambda event: event.job in more)
+    assert {(event.process, event.session) for event in ended} == {(frozen.name, lost.session)}
+    frozen.send(signal.SIGTERM)
+    assert frozen.wait() == 0
+    assert check(history.events(), [*held, *in_threads, *more]).lost == []
+    assert left(conn) == dict.fromkeys(left(conn), 0)
+
+
+def test_late_writes_of_a_worker_that_was_cut_off_are_refused(
+    conn: psycopg.Connection, workers: Crew, history: History, say: Say
+) -> None:
+    """Rules 14 and 18: its completions arrive when its jobs are others', change nothing, and are counted as fenced."""
+    with proxy_to(workers.database_url) as proxy:
+        cut_off = workers.start("brief,held", lease=LEASE, database_url=proxy.url)
+        cut_off.ready()
+        held = Held.enqueue_batch(conn, [Held(key=key) for key in range(5)])
+        history.wait_for("start", count=5)
+        heir = workers.start("brief,held", lease=LEASE)
+        heir.ready()
+
+        proxy.freeze()
+        frozen_at = time.monotonic()
+        cut_off.open()
+        history.wait_for("end", count=5, where=by(cut_off.name))
+        taken = history.wait_for("start", count=5, where=by(heir.name))
+        reclaimed = max(event.at for event in taken) - frozen_at
+        say(f"reclaimed {reclaimed:.2f} s after the cut, with a lease of {LEASE} s")
+        assert reclaimed < RECLAIMED_WITHIN
+        proxy.thaw()
+
+        refused = history.wait_for("fenced", count=5, where=by(cut_off.name))
+        assert {event.job for event in refused} == set(held)
+        assert left(conn)["background_jobs"] == 5, "the heir is still at them"
+        heir.open()
+        history.wait_for("end", count=5, where=by(heir.name))
+        for member in workers.members:
+            member.send(signal.SIGTERM)
+        assert [member.wait() for member in workers.members] == [0, 0]
+    assert left(conn) == dict.fromkeys(left(conn), 0)
+
+
+def test_a_job_that_blocks_the_event_loop_keeps_its_claim(
+    conn: psycopg.Connection, workers: Crew, history: History
+) -> None:
+    """Rules 17 and 23: the session's thread renews the lease meanwhile, and names the job and the line that blocks."""
+    lease, blocked = 1.5, 3.5
+    stuck = workers.start("blocking", lease=lease, loop_stall_limit=1)
+    stuck.ready()
+    other = workers.start("blocking,brief", lease=lease)
+    job = Blocking(seconds=blocked).enqueue(conn)
+    (started,) = history.wait_for("start")
+    other.ready()
+    Brief(key=1).enqueue(conn)
+
+    (ended,) = history.wait_for("end", where=lambda event: event.job == job)
+
+    assert ended.at - started.at > blocked > 2 * lease
+    assert (ended.process, ended.token) == (started.process, started.token)
+    assert len(history.events("start", where=lambda event: event.job == job)) == 1
+    assert history.events("rescued", "session lost", "fenced") == []
+    (stall,) = history.events("log", where=saying("event loop has not run", started.process))
+    assert stall.text.startswith("CRITICAL")
+    assert f"Running: {job} (blocking)" in stall.text
+    assert "time.sleep(self.seconds)" in stall.text
+    for member in workers.members:
+        member.send(signal.SIGTERM)
+    assert [member.wait() for member in workers.members] == [0, 0]
+    assert left(conn) == dict.fromkeys(left(conn), 0)

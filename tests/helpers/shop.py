@@ -1,0 +1,175 @@
+"""The command `workers` as a process, in a directory with a small application."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from click.testing import CliRunner
+
+from workers import BackgroundJob
+from workers.cli.commands import workers
+
+SECRET = "hunter2"
+
+APP = """
+import asyncio, logging, sys, time
+from contextlib import asynccontextmanager
+from workers import BackgroundJob, Runner
+from workers.runtime import crew
+
+class Asks(BackgroundJob):
+    async def run(self, ctx):
+        print("asks", flush=True)
+        print("was told", await asyncio.to_thread(sys.stdin.readline), flush=True)
+
+class Waits(BackgroundJob):
+    async def run(self, ctx):
+        print("waits", flush=True)
+        await asyncio.Event().wait()
+
+class WaitsInThread(BackgroundJob):
+    def run(self, ctx):
+        print("waits", flush=True)
+        time.sleep(600)
+
+class Blocks(BackgroundJob):
+    async def run(self, ctx):
+        time.sleep(600)
+
+class Logs(BackgroundJob):
+    async def run(self, ctx):
+        logging.getLogger("shop").info("sold to %s", ctx)
+
+def runner(database_url):
+    crew.LAST_SECONDS = 0.1  # patience with a thread that never ends
+    made = Runner(database_url, None, loop_stall_limit=0.5)
+    for job_class in (Asks, Waits, WaitsInThread, Blocks):
+        made.register_job_type(job_class)
+    return made
+
+@asynccontextmanager
+async def until_empty(database_url):
+    yield Runner(database_url, "somebody").register_job_type(Logs).shutdown_when_queue_empty()
+    print("closed", flush=True)
+
+async def own_logging(database_url):
+    logging.basicConfig(format="MINE %(message)s", level="INFO")
+    return Runner(database_url, None).register_job_type(Logs).shutdown_when_queue_empty()
+
+async def without_jobs():
+    return Runner("postgresql://shop:hunter2@db.invalid/shop", None)
+
+def wants_more(database_url, mailer): ...
+def returns_nothing(): ...
+def fails(): raise RuntimeError("no mailer at postgresql://shop:hunter2@db.invalid/shop")
+"""
+
+
+class Asks(BackgroundJob[None]):
+    async def run(self, ctx: None) -> None: ...
+
+
+class Waits(Asks): ...
+
+
+class WaitsInThread(Asks): ...
+
+
+class Blocks(Asks): ...
+
+
+class Logs(Asks): ...
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Process(subprocess.Popen[str]):
+    """A `workers run` of which both outputs are read as one."""
+
+    def wait_for(self, text: str) -> str:
+        """Read until a line has `text` in it; returns everything read."""
+        assert self.stdout is not None
+        read = ""
+        for line in self.stdout:
+            read += line
+            if text in line:
+                return read
+        pytest.fail(f"ended without saying {text!r}:\n{read}")
+
+    def rest(self) -> str:
+        """Read to the end, and wait for it."""
+        output, _ = self.communicate()
+        return output
+
+
+class Shop:
+    """Calls `workers` in the directory of the application."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        # no database but the one that a test names; warnings are errors here, too
+        inherited = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+        self.environment = inherited | {"PYTHONWARNINGS": "error"}
+        self.processes: list[Process] = []
+
+    def call(self, *args: str, **environment: str) -> Ended:
+        done = subprocess.run(
+            [sys.executable, "-m", "workers", *args],
+            cwd=self.directory,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    def invoke(self, *args: str, **environment: str) -> Ended:
+        """The same as `call`, in this process: a third of a second less."""
+        path, modules = list(sys.path), set(sys.modules)
+        try:
+            with contextlib.chdir(self.directory):
+                runner = CliRunner(env={"DATABASE_URL": None})
+                result = runner.invoke(workers, args, env=environment)
+        finally:
+            sys.path[:] = path
+            for name in (sys.modules.keys() - modules) & {"shop", "broken", "wrong"}:
+                del sys.modules[name]
+        return Ended(result.exit_code, result.stdout, result.stderr)
+
+    def run(self, database_url: str) -> Process:
+        process = Process(
+            [sys.executable, "-m", "workers", "run", "--app", "shop:runner"],
+            cwd=self.directory,
+            env=self.environment | {"DATABASE_URL": database_url},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+
+@contextlib.contextmanager
+def opened_shop(directory: Path) -> Iterator[Shop]:
+    """Write the application into `directory`; what runs there at the end is killed."""
+    (directory / "shop.py").write_text(APP)
+    (directory / "broken.py").write_text("import there_is_no_such_thing")
+    (directory / "wrong.py").write_text("x = (")
+    made = Shop(directory)
+    try:
+        yield made
+    finally:
+        for process in made.processes:
+            with process:  # closes its pipes
+                process.kill()

@@ -1,0 +1,125 @@
+"""`workers run`: a process that runs jobs, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.helpers.shop import Asks, Blocks, Logs, Shop, Waits, WaitsInThread, opened_shop
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    with opened_shop(tmp_path) as opened:
+        yield opened
+
+
+def rows(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
+    """Whether each job is claimed, and its counters."""
+    query = b"SELECT session_id IS NOT NULL, retries, crashes FROM background_jobs ORDER BY id"
+    return conn.execute(query).fetchall()
+
+
+def test_first_signal_lets_the_job_finish(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    Asks().enqueue(conn)
+    process = shop.run(database_url)
+    process.wait_for("asks")
+    process.send_signal(signal.SIGTERM)
+    process.wait_for("SIGTERM: finishing")
+    Waits().enqueue(conn)  # comes too late
+    assert process.stdin is not None
+    process.stdin.write("to go on\n")
+    process.stdin.flush()
+    process.wait_for("was told to go on")
+    process.rest()
+    assert process.returncode == 0
+    assert rows(conn) == [(False, 0, 0)]
+
+
+def test_second_signal_gives_the_job_back_uncounted(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    Waits().enqueue(conn)
+    process = shop.run(database_url)
+    process.wait_for("waits")
+    process.send_signal(signal.SIGINT)
+    process.wait_for("SIGINT: finishing")
+    assert rows(conn) == [(True, 0, 0)]
+    process.send_signal(signal.SIGTERM)
+    process.rest()
+    assert process.returncode == 0
+    assert rows(conn) == [(False, 0, 0)]
+
+
+def test_job_that_would_not_stop_is_left_behind(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    job_id = WaitsInThread().enqueue(conn)
+    process = shop.run(database_url)
+    process.wait_for("waits")
+    process.send_signal(signal.SIGTERM)
+    process.wait_for("SIGTERM: finishing")
+    process.send_signal(signal.SIGTERM)
+    assert f"jobs that would not stop: [{job_id}]" in process.rest()
+    assert process.returncode == 3
+    assert rows(conn) == [(True, 0, 0)]  # its claim stands until the session is found dead
+
+
+def test_loop_that_stalls_ends_the_process(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    job_id = Blocks().enqueue(conn)
+    process = shop.run(database_url)
+    output = process.rest()
+    assert process.returncode == 4
+    assert f"{job_id} (blocks)" in output
+    assert "time.sleep(600)" in output
+    assert "Fatal" not in output
+
+
+def test_context_manager_json_logs_and_uvloop(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    job_id = Logs().enqueue(conn)
+    code, out, err = shop.call(
+        *("run", "--app", "shop:until_empty", "--database-url", database_url),
+        *("--uvloop", "--log-format", "json", "--log-level", "debug"),
+    )
+    assert (code, out) == (0, "closed\n"), err
+    entries = [json.loads(line) for line in err.splitlines()]
+    about_the_job = [entry for entry in entries if "job_id" in entry]
+    assert [(entry["logger"], entry["level"]) for entry in about_the_job] == [
+        ("workers.jobs", "debug"),
+        ("shop", "info"),
+        ("workers.jobs", "debug"),
+    ]
+    start, own, end = about_the_job
+    assert own["message"] == "sold to somebody"
+    assert end["outcome"] == "completed"
+    fields = {"job_id": job_id, "job_type": "logs", "queue": "default", "attempt": 1}
+    for entry in (start, own, end):
+        assert fields.items() <= entry.items()
+        assert entry["session"] == start["session"] > 0
+
+
+def test_applications_own_logging_is_kept(shop: Shop, database_url: str) -> None:
+    code, _, err = shop.call("run", "--app", "shop:own_logging", DATABASE_URL=database_url)
+    assert code == 0
+    assert "MINE runner started" in err
+    assert all(line.startswith("MINE ") for line in err.splitlines())
+
+
+def test_runner_that_can_not_start_says_why(shop: Shop, raw_database_url: str) -> None:
+    code, out, err = shop.call("run", "--app", "shop:runner", DATABASE_URL=raw_database_url)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("Error: ")
+    assert "run `workers migrate`" in err.splitlines()[-1]
+    assert "Traceback" not in err

@@ -1,0 +1,85 @@
+"""What is logged about single jobs: one line each, always with the same fields."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from workers.job import ClaimedJob
+from workers.lifecycle import (
+    Archive,
+    Bury,
+    Cancelled,
+    Completed,
+    Crashed,
+    Delete,
+    Discarded,
+    Failed,
+    Interrupted,
+    Outcome,
+    Release,
+    Retry,
+    Snoozed,
+    Transition,
+    Wait,
+)
+from workers.runtime.worker import log_outcome
+
+JOB = ClaimedJob(7, "send", "emails", 0, "{}", 1, 0, False, 99)
+ERROR = ValueError("no such address")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "transition", "level", "text"),
+    [
+        (Completed(), Delete(), "DEBUG", "job 7 (send) completed in 0.25 s"),
+        (Completed(), Archive("completed"), "DEBUG", "job 7 (send) completed in 0.25 s"),
+        (
+            Failed("...", ERROR),
+            Retry(60, "Traceback ...\nValueError: no"),
+            "WARNING",
+            "60 s: ValueError: no",
+        ),
+        (
+            Failed("...", ERROR),
+            Bury("failed 2 of 2 attempts"),
+            "ERROR",
+            "is dead: failed 2 of 2 attempts",
+        ),
+        (Discarded("gone"), Bury("gone"), "ERROR", "job 7 (send) is dead: gone"),
+        (Crashed(), Bury("its process died"), "ERROR", "job 7 (send) is dead: its process died"),
+        (Cancelled(), Archive("cancelled"), "INFO", "job 7 (send) cancelled after 0.25 s"),
+        (Snoozed(5), Wait(5), "INFO", "job 7 (send) snoozed after 0.25 s"),
+        (Interrupted(), Release(), "INFO", "job 7 (send) interrupted after 0.25 s"),
+    ],
+)
+def test_every_outcome_is_one_record_with_the_same_fields(
+    caplog: pytest.LogCaptureFixture,
+    outcome: Outcome,
+    transition: Transition,
+    level: str,
+    text: str,
+) -> None:
+    with caplog.at_level(logging.DEBUG, "workers"):
+        log_outcome(JOB, 3, outcome, transition, 0.25)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("workers.jobs", level)
+    assert text in record.getMessage()
+    expected = {
+        "job_id": 7,
+        "job_type": "send",
+        "queue": "emails",
+        "attempt": 2,
+        "session": 3,
+        "outcome": type(outcome).__name__.lower(),
+        "duration": 0.25,
+    }
+    assert expected.items() <= vars(record).items()
+    assert bool(record.exc_info) == isinstance(outcome, Failed)
+
+
+def test_completions_are_not_logged_above_debug(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "workers"):
+        log_outcome(JOB, 3, Completed(), Delete(), 0.25)
+    assert caplog.records == []

@@ -1,0 +1,96 @@
+"""The workers of all queues: started together, waited for at the end.
+
+They are plain tasks rather than a task group's: a group can't be left while a job refuses to end, and a runner must be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+import anyio
+
+from ..lifecycle import Interrupted
+from .work_queue import WorkQueue
+from .worker import Worker
+
+__all__ = ["LAST_SECONDS", "Crew"]
+
+logger = logging.getLogger("workers")
+
+#: After the grace, seconds for stopped jobs to end.
+LAST_SECONDS = 5.0
+
+
+class Crew:
+    """Starts `num_workers` for each queue; `died` is told of the error that ended one."""
+
+    def __init__(
+        self,
+        queues: Mapping[str, WorkQueue],
+        make_worker: Callable[[WorkQueue], Worker],
+        died: Callable[[BaseException], None],
+    ) -> None:
+        self._queues = queues
+        self._make_worker = make_worker
+        self._died = died
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._grace: anyio.CancelScope | None = None
+
+    def start(self) -> None:
+        """Start all workers."""
+        for queue in self._queues.values():
+            for number in range(1, queue.config.num_workers + 1):
+                self._start(self._make_worker(queue), queue, f"worker-{queue.name}-{number}")
+
+    def _start(self, worker: Worker, queue: WorkQueue, name: str) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._died(error)
+            elif not queue.closed:  # a job has made its task unfit for others
+                self._start(worker, queue, name)
+
+        task = asyncio.create_task(worker.run(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+
+    def running(self) -> list[int]:
+        """The ids of the jobs that run."""
+        return sorted(
+            attempt.job.id for queue in self._queues.values() for attempt in queue.running
+        )
+
+    async def finish(self, grace: float, tell: Callable[[list[int]], None]) -> None:
+        """Wait for running jobs, and stop those that are not done when the grace is over.
+
+        Those that would not end are told, and keep their claims, and the caller, until they do.
+        """
+        with anyio.move_on_after(grace) as self._grace:
+            await self._ended()
+        self._grace = None
+        if not self._tasks:
+            return
+        stopped = self.running()
+        text = "the grace is over: stopping %d jobs"
+        logger.warning(text, len(stopped), extra={"job_ids": stopped})
+        for queue in self._queues.values():
+            for attempt in list(queue.running):
+                attempt.stop(Interrupted("shutdown"))
+        with anyio.move_on_after(LAST_SECONDS):
+            await self._ended()
+        if self._tasks:
+            unfinished = self.running()
+            logger.error("jobs that would not stop: %s", unfinished, extra={"job_ids": unfinished})
+            tell(unfinished)
+            await self._ended()
+
+    def hurry(self, grace: float) -> None:
+        """Let the grace end in `grace` seconds, if it would last longer."""
+        if self._grace is not None:
+            self._grace.deadline = min(self._grace.deadline, anyio.current_time() + grace)
+
+    async def _ended(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
