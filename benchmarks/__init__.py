@@ -1,7 +1,10 @@
-"""How fast it is, and how near to what the same server and driver can do at all.
+"""How fast it is, how near to what the same server and driver can do at all, and whether it stays so.
 
-    python -m benchmarks NAME [--json] [--quick]
+    python -m benchmarks [NAME] [--json] [--quick] [--uvloop] [--peers] [--database-url URL]
 
-Each benchmark measures the physical limit in the same run (the bare SQL through psycopg, with the same durability and no
-library around it), in pairs that take turns, and counts that every job ran exactly once.
+Each benchmark measures its limit in the same run, in pairs that take turns: the bare SQL through psycopg with the same
+durability and no library around it, or the same work without the burden that must not matter. The ratio of a pair says more
+than a rate, because a busy machine slows down both of its sides. Each run counts that every job ran exactly once.
+
+docs/performance.md says what each figure means, and what was measured.
 """

@@ -1,83 +1,85 @@
-"""Empty a queue of no-op jobs: one process, default settings."""
+"""Empty a queue of no-op jobs in one process.
+
+From the moment that the runner is ready to the moment that it has ended: every outcome is written and the session closed.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
-import psycopg
-from psycopg.rows import tuple_row
 
 from workers import Runner
 
-from .bench import Counter, Noop, Options, fill, fresh_schema, wal
+from .bare import bare_drain
+from .bench import Options, fill, fresh_schema, interleave, rows, run, wal
+from .counter import Counter
+from .jobs import Noop
 from .report import Result, Sample, summarize
 
-__all__ = ["drain"]
+__all__ = ["Tuning", "drain", "drain_best", "drained", "library_drain"]
 
-#: The least that a claim can be: one UPDATE over the library's own table and index, and nothing else written.
-BARE_CLAIM = """
-UPDATE background_jobs SET session_id = 1, claim_token = 1
-WHERE id = ANY(ARRAY(
-    SELECT id FROM background_jobs
-    WHERE queue = 'default' AND priority = 0 AND run_at IS NULL AND session_id IS NULL AND position >= %(hint)s
-    ORDER BY position LIMIT 500 FOR UPDATE SKIP LOCKED
-))
-RETURNING id, job_type, data::text, retries, position
-"""
-BARE_DELETE = "DELETE FROM background_jobs WHERE id = ANY(%(ids)s)"
+#: Takes a DSN and a counter; returns when it began and when it ended.
+Side = Callable[[str, Counter], Coroutine[Any, Any, tuple[float, float]]]
+
+
+class Tuning(msgspec.Struct, frozen=True):
+    """Settings of the runner: None for the library's own."""
+
+    num_workers: int | None = None
+    max_batch: int | None = None
+
+
+DEFAULT = Tuning()
+#: The fastest of a sweep over both, on the figures' machine.
+BEST = Tuning(num_workers=100, max_batch=1000)
 
 
 def drain(options: Options) -> Result:
-    """Drain 50,000 jobs (10,000 when quick), in pairs with the bare loop."""
-    n, pairs = (10_000, 3) if options.quick else (50_000, 5)
-    samples, limits = [], []
-    for _ in range(pairs):
-        samples.append(_run(options, n, _library))
-        limits.append(_run(options, n, _bare))
-    return summarize("drain", n, samples, limits)
+    """50,000 jobs (10,000 when quick), default settings."""
+    return _pairs("drain", options, DEFAULT)
 
 
-def _run(options: Options, n: int, side: Any) -> Sample:
-    with fresh_schema(options) as dsn:
-        fill(dsn, n)
-        counter = Counter(n)
-        with wal(dsn) as written, asyncio.Runner(loop_factory=options.loop_factory) as loop:
-            seconds = loop.run(side(dsn, counter))
-        return Sample(
-            per_second=n / seconds, exactly_once=counter.exactly_once, wal_bytes_per_job=written[0] / n
-        )
+def drain_best(options: Options) -> Result:
+    """The same with the settings that suit jobs that do nothing, on uvloop; so is the bare loop."""
+    return _pairs("drain_best", msgspec.structs.replace(options, uvloop=True), BEST)
 
 
-async def _library(dsn: str, counter: Counter) -> float:
-    """From ready to ended: the last completion is written, the session closed."""
-    runner = Runner(dsn, counter).register_job_type(Noop).shutdown_when_queue_empty()
+def _pairs(name: str, options: Options, tuning: Tuning) -> Result:
+    n = options.pick(full=50_000, quick=10_000, tiny=300)
+
+    async def library(dsn: str, counter: Counter) -> tuple[float, float]:
+        return await library_drain(dsn, counter, tuning)
+
+    def measured(side: Side) -> Sample:
+        with fresh_schema(options) as dsn:
+            fill(dsn, n)
+            return drained(options, dsn, Counter(n), side)
+
+    pairs = interleave(options.pairs, lambda: measured(library), lambda: measured(bare_drain))
+    return summarize(Result, name, n, pairs)
+
+
+def drained(options: Options, dsn: str, counter: Counter, side: Side, *, leaves: int = 0) -> Sample:
+    """Drain what is there. Exactly once: each job ran once, and all rows are gone but the `leaves` that are not due."""
+    n = len(counter.runs)
+    with wal(dsn) as written:
+        start, end = run(options, side(dsn, counter))
+    return Sample(
+        per_second=n / (end - start),
+        exactly_once=counter.exactly_once and rows(dsn) == leaves,
+        wal_bytes_per_job=written[0] / n,
+    )
+
+
+async def library_drain(dsn: str, counter: Counter, tuning: Tuning = DEFAULT) -> tuple[float, float]:
+    """Drain with a Runner. Returns when it was ready and when it had ended."""
+    runner = Runner(dsn, counter, max_batch=tuning.max_batch).register_job_type(Noop)
+    runner.configure_default_queue(num_workers=tuning.num_workers).shutdown_when_queue_empty()
     handle = runner.start()
     await handle.ready()
     start = time.perf_counter()
     await handle.wait_for_shutdown()
-    return time.perf_counter() - start
-
-
-async def _bare(dsn: str, counter: Counter) -> float:
-    decoder = msgspec.json.Decoder(dict[str, int])
-
-    async def job(number: int) -> None:
-        counter.runs[number] += 1
-
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        cursor = conn.cursor(row_factory=tuple_row)
-        start, hint = time.perf_counter(), 0
-        while True:
-            await cursor.execute(BARE_CLAIM, {"hint": hint}, prepare=True)
-            rows = await cursor.fetchall()
-            if not rows:
-                return time.perf_counter() - start
-            ids = []
-            for job_id, _, data, _, position in rows:
-                await job(decoder.decode(data)["number"])
-                ids.append(job_id)
-                hint = max(hint, position)
-            await cursor.execute(BARE_DELETE, {"ids": ids}, prepare=True)
+    return start, time.perf_counter()

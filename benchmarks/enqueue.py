@@ -1,4 +1,4 @@
-"""Enqueue jobs: one at a time, and in batches."""
+"""Enqueue jobs one at a time, each in a transaction of its own: with a notification, and with notifications off."""
 
 from __future__ import annotations
 
@@ -8,39 +8,57 @@ from typing import Any
 
 import psycopg
 
-from .bench import Noop, Options, fresh_schema
-from .report import Result, Sample, summarize
+from .bench import Options, fresh_schema, interleave, rows
+from .jobs import Noop
+from .report import Pair, Result, Sample, summarize
 
-__all__ = ["enqueue", "enqueue_batch"]
+__all__ = ["Connection", "enqueue", "enqueue_batch", "enqueue_quiet"]
 
 _BARE = """
 WITH job AS (
     INSERT INTO background_jobs (job_type, queue, data) VALUES ('noop', 'default', %s::jsonb) RETURNING id
 ) SELECT id, pg_notify('bare', id::text) FROM job
 """
+_BARE_QUIET = "INSERT INTO background_jobs (job_type, queue, data) VALUES ('noop', 'default', %s::jsonb)"
 _BARE_BATCH = """
 INSERT INTO background_jobs (job_type, queue, data)
 SELECT 'noop', 'default', data::jsonb FROM unnest(%s::text[]) AS data RETURNING id
 """
 Connection = psycopg.Connection[Any]
+#: Enqueues that many jobs.
+Side = Callable[[Connection, int], None]
+#: Until psycopg has prepared the statement, and the server has its plan.
+_WARM_UP = 50
 
 
 def enqueue(options: Options) -> Result:
-    """Single enqueues in autocommit, in pairs with a bare INSERT and pg_notify into the same table."""
-
-    def library(conn: Connection, n: int) -> None:
-        for number in range(n):
-            Noop(number=number).enqueue(conn)
+    """2,000 calls (500 when quick), in pairs with a bare INSERT and pg_notify into the same table."""
 
     def bare(conn: Connection, n: int) -> None:
         for number in range(n):
-            conn.execute(_BARE, ['{"number":%d}' % number])
+            conn.execute(_BARE, ['{"number":%d}' % number]).fetchall()
 
-    return _pairs("enqueue", options, 500 if options.quick else 2_000, library, bare)
+    n = options.pick(full=2_000, quick=500, tiny=50)
+    return summarize(Result, "enqueue", n, _pairs(options, n, _one_by_one, bare))
+
+
+def enqueue_quiet(options: Options) -> Result:
+    """The same after SET workers.notify = 'off', in pairs with a plain INSERT, which does not even return the id."""
+
+    def library(conn: Connection, n: int) -> None:
+        conn.execute("SET workers.notify = 'off'")
+        _one_by_one(conn, n)
+
+    def bare(conn: Connection, n: int) -> None:
+        for number in range(n):
+            conn.execute(_BARE_QUIET, ['{"number":%d}' % number])
+
+    n = options.pick(full=2_000, quick=500, tiny=50)
+    return summarize(Result, "enqueue_quiet", n, _pairs(options, n, library, bare))
 
 
 def enqueue_batch(options: Options) -> Result:
-    """One batch that returns its ids, in pairs with the bare INSERT ... SELECT FROM unnest."""
+    """20,000 jobs (5,000 when quick) in one batch that returns their ids, in pairs with INSERT ... SELECT FROM unnest."""
 
     def library(conn: Connection, n: int) -> None:
         Noop.enqueue_batch(conn, [Noop(number=number) for number in range(n)])
@@ -49,25 +67,22 @@ def enqueue_batch(options: Options) -> Result:
         payloads = ['{"number":%d}' % number for number in range(n)]
         conn.execute(_BARE_BATCH, [payloads]).fetchall()
 
-    return _pairs("enqueue_batch", options, 5_000 if options.quick else 20_000, library, bare)
+    n = options.pick(full=20_000, quick=5_000, tiny=100)
+    return summarize(Result, "enqueue_batch", n, _pairs(options, n, library, bare))
 
 
-def _pairs(
-    name: str,
-    options: Options,
-    n: int,
-    library: Callable[[Connection, int], None],
-    bare: Callable[[Connection, int], None],
-) -> Result:
-    samples: list[Sample] = []
-    limits: list[Sample] = []
-    for _ in range(3 if options.quick else 5):
-        for side, into in ((library, samples), (bare, limits)):
-            with fresh_schema(options) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
-                side(conn, 50)
-                start = time.perf_counter()
-                side(conn, n)
-                seconds = time.perf_counter() - start
-                row = conn.execute("SELECT count(*) FROM background_jobs").fetchone()
-                into.append(Sample(per_second=n / seconds, exactly_once=row == (n + 50,)))
-    return summarize(name, n, samples, limits)
+def _one_by_one(conn: Connection, n: int) -> None:
+    for number in range(n):
+        Noop(number=number).enqueue(conn)
+
+
+def _pairs(options: Options, n: int, library: Side, bare: Side) -> list[Pair]:
+    def measured(side: Side) -> Sample:
+        with fresh_schema(options) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+            side(conn, _WARM_UP)
+            start = time.perf_counter()
+            side(conn, n)
+            seconds = time.perf_counter() - start
+            return Sample(per_second=n / seconds, exactly_once=rows(dsn) == n + _WARM_UP)
+
+    return interleave(options.pairs, lambda: measured(library), lambda: measured(bare))

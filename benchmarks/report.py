@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["Result", "Sample", "line", "summarize"]
+__all__ = ["HEADER", "Pair", "Point", "Result", "Sample", "line", "median", "summarize"]
 
 
 class Sample(msgspec.Struct, kw_only=True):
-    """One run. `per_second` is the figure that is compared; latencies are milliseconds."""
+    """One run of one side. Latencies are milliseconds."""
 
     per_second: float
-    exactly_once: bool = True
+    exactly_once: bool
     p50_ms: float | None = None
     p99_ms: float | None = None
-    wal_bytes_per_job: float | None = None
     rss_mb: float | None = None
+    wal_bytes_per_job: float | None = None
+
+
+#: The library's run and the limit's.
+Pair = tuple[Sample, Sample]
+
+
+class Point(msgspec.Struct):
+    """A point of a scaling curve: the figure at `x`, and what it is compared with."""
+
+    x: float
+    value: float
+    reference: float
 
 
 class Result(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -38,57 +51,64 @@ class Result(msgspec.Struct, kw_only=True, omit_defaults=True):
     rss_mb: float | None = None
     wal_bytes_per_job: float | None = None
     limit_p50_ms: float | None = None
+    limit_rss_mb: float | None = None
+    limit_wal_bytes_per_job: float | None = None
+    points: list[Point] = []
+
+
+R = TypeVar("R", bound=Result)
+#: Printed in columns of their own, or not at all.
+_COLUMNS = {*("name", "n", "runs", "per_second", "min", "max", "limit_per_second", "ratio"), "exactly_once", "points"}
+HEADER = f"{'benchmark':<14}{'per second':>12}  {'(min to max)':<20}{'limit':>12}{'ratio':>8}  all else"
 
 
 def summarize(
-    name: str, n: int, samples: Sequence[Sample], limits: Sequence[Sample], *, by_latency: bool = False
-) -> Result:
-    """Medians of interleaved pairs of the library and the bare limit."""
+    kind: type[R], name: str, n: int, pairs: Sequence[Pair], ratios: Sequence[float] = (), **more: Any
+) -> R:
+    """Medians of interleaved pairs. `ratios`: one of each pair; without them those of the rates. `more`: further fields."""
+    samples = [sample for sample, _ in pairs]
+    limits = [limit for _, limit in pairs]
     rates = [sample.per_second for sample in samples]
-    pairs = list(zip(samples, limits, strict=True))
-    if by_latency:
-        ratios = [(sample.p50_ms or 0) / (limit.p50_ms or 1) for sample, limit in pairs]
-    else:
-        ratios = [sample.per_second / limit.per_second for sample, limit in pairs]
-    return Result(
+    ratios = ratios or [sample.per_second / limit.per_second for sample, limit in pairs]
+    return kind(
         name=name,
         n=n,
-        runs=len(samples),
-        per_second=_round(statistics.median(rates)),
-        min=_round(min(rates)),
-        max=_round(max(rates)),
-        limit_per_second=_round(statistics.median(limit.per_second for limit in limits)),
+        runs=len(pairs),
+        per_second=round(statistics.median(rates), 1),
+        min=round(min(rates), 1),
+        max=round(max(rates), 1),
+        limit_per_second=round(statistics.median(limit.per_second for limit in limits), 1),
         ratio=round(statistics.median(ratios), 3),
-        exactly_once=all(sample.exactly_once for sample in samples),
-        p50_ms=_median([sample.p50_ms for sample in samples]),
-        p99_ms=_median([sample.p99_ms for sample in samples]),
-        rss_mb=_median([sample.rss_mb for sample in samples]),
-        wal_bytes_per_job=_median([sample.wal_bytes_per_job for sample in samples]),
-        limit_p50_ms=_median([limit.p50_ms for limit in limits]),
+        # a limit that lost a job would be no limit
+        exactly_once=all(sample.exactly_once for pair in pairs for sample in pair),
+        p50_ms=median(samples, "p50_ms"),
+        p99_ms=median(samples, "p99_ms"),
+        rss_mb=median(samples, "rss_mb"),
+        wal_bytes_per_job=median(samples, "wal_bytes_per_job"),
+        limit_p50_ms=median(limits, "p50_ms"),
+        limit_rss_mb=median(limits, "rss_mb"),
+        limit_wal_bytes_per_job=median(limits, "wal_bytes_per_job"),
+        **more,
     )
 
 
-def line(result: Result) -> str:
-    """One line for people."""
-    parts = [
-        f"{result.name:<10}",
-        f"{result.per_second:>10,.0f}/s",
-        f"({result.min:,.0f} to {result.max:,.0f})",
-        f"bare {result.limit_per_second:,.0f}/s",
-        f"ratio {result.ratio:.2f}",
-    ]
-    if result.p50_ms is not None:
-        parts.append(f"p50 {result.p50_ms:.2f} ms  p99 {result.p99_ms or 0:.2f} ms")
-    if result.wal_bytes_per_job is not None:
-        parts.append(f"WAL {result.wal_bytes_per_job:.0f} B/job")
-    parts.append("each job once" if result.exactly_once else "NOT EXACTLY ONCE")
-    return "  ".join(parts)
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def median(samples: Sequence[Sample], field: str) -> float | None:
+    """The median of a field; None where it was not measured."""
+    known = [value for sample in samples if (value := getattr(sample, field)) is not None]
     return round(statistics.median(known), 3) if known else None
 
 
-def _round(value: float) -> float:
-    return round(value, 1)
+def line(result: Result) -> str:
+    """One line for people: the columns, and whatever else was measured."""
+    spread = f"({result.min:,.0f} to {result.max:,.0f})"
+    columns = (
+        f"{result.name:<14}{result.per_second:>12,.0f}  {spread:<20}"
+        f"{result.limit_per_second:>12,.0f}{result.ratio:>8.3f}"
+    )
+    others = [
+        f"{field} {value:g}"
+        for field in result.__struct_fields__
+        if field not in _COLUMNS and isinstance(value := getattr(result, field), int | float)
+    ]
+    once = "each job once" if result.exactly_once else "NOT EXACTLY ONCE"
+    return "  ".join([columns, ", ".join([*others, once])])

@@ -19,6 +19,7 @@ from psycopg.rows import tuple_row
 from .errors import UnsupportedConnectionError
 from .job import NewJob
 from .storage.base import Storage
+from .storage.postgres.literals import text_array
 from .storage.postgres.statements import statement
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ async def _psycopg_async(
 def _flat(parameters: Parameters) -> Parameters:
     """The same with a list of payloads written as an array's text, which psycopg would do element by element."""
     if type(parameters["data"]) is list:
-        quoted = [text.replace("\\", "\\\\").replace('"', '\\"') for text in parameters["data"]]
-        parameters["data"] = '{"' + '","'.join(quoted) + '"}'
+        parameters["data"] = text_array(parameters["data"])
     return parameters
 
 

@@ -137,7 +137,12 @@ def _report_death(event: telemetry.JobDied) -> None:
             sdk.capture_message(text, level="error")
             return
         scope.fingerprint = ["{{ default }}", job.job_type]
-        _capture(sdk, exception)
+        try:
+            _capture(sdk, exception)
+        except BaseException:  # an exception whose __str__, __cause__ or class misbehaves
+            sdk.capture_message(
+                f"{job.job_type} is dead: {type(exception).__name__}", level="error"
+            )
 
 
 def _capture(sdk: Any, exception: BaseException) -> None:

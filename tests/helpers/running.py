@@ -111,7 +111,7 @@ async def eventually(
     rows: object = None
     try:
         async with asyncio.timeout(seconds):
-            while (rows := conn.execute(query.encode()).fetchall()) != expected:
+            while (rows := conn.execute(query.encode()).fetchall()) != expected:  # noqa: ASYNC110 - a database can't be awaited
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"{query}: {rows}, not {expected}") from None

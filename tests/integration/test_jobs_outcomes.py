@@ -94,8 +94,12 @@ async def test_a_failing_job_is_kept_and_counted_before_anyone_else_can_have_it(
         """
     )
 
-    class FailOnce(Fail):
+    class FailOnce(BackgroundJob[World]):
         backoff = Fixed(1000)
+
+        async def run(self, ctx: World) -> None:
+            ctx.note("ran")
+            raise ValueError("out of Pokéballs")
 
     job_id = FailOnce().enqueue(conn)
     world = World()

@@ -84,6 +84,18 @@ class Ends(BackgroundJob[None]):
                 raise ZeroDivisionError
 
 
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class FailsUnspeakably(BackgroundJob[None]):
+    max_attempts = 1
+
+    async def run(self, ctx: None) -> None:
+        raise UnspeakableError
+
+
 class Marks(BackgroundJob[None]):
     """Leaves marks in the scope, and says what it finds there."""
 
@@ -135,9 +147,6 @@ def crumbs(event: Event) -> list[str]:
 
 def shows(events: Sequence[Event], text: str) -> bool:
     return text in json.dumps(events)
-
-
-# -------------------------------------------------------------------------------------------------------------- deaths
 
 
 @pytest.mark.parametrize(
@@ -208,6 +217,16 @@ async def test_other_ends_are_not_captured(
     assert events == []
 
 
+async def test_exception_that_can_not_be_shown_is_captured_and_harms_nobody(
+    conn: psycopg.Connection, pool: AsyncPool, events: list[Event]
+) -> None:
+    FailsUnspeakably.enqueue_batch(conn, [FailsUnspeakably(), FailsUnspeakably()])
+    await drain(pool, FailsUnspeakably)
+    assert [event["message"] for event in events] == [
+        "fails_unspeakably is dead: UnspeakableError"
+    ] * 2
+
+
 async def test_what_the_job_captured_itself_is_not_captured_again(
     conn: psycopg.Connection, pool: AsyncPool, events: list[Event]
 ) -> None:
@@ -215,9 +234,6 @@ async def test_what_the_job_captured_itself_is_not_captured_again(
     await drain(pool, CapturesItself)
     (event,) = events
     assert event["tags"]["job_type"] == "captures_itself"
-
-
-# -------------------------------------------------------------------------------------------------------------- scopes
 
 
 @pytest.mark.parametrize("job_class", [Marks, MarksInThread])
@@ -265,9 +281,6 @@ async def test_error_that_a_job_logs_carries_its_tags(
     (event,) = events
     assert event["logentry"]["message"] == "out of stock"
     assert event["tags"]["job_id"] == str(job_id)
-
-
-# ------------------------------------------------------------------------------------------------- what is kept back
 
 
 def test_payload_of_a_failed_enqueue_stays_here(raw_database_url: str, events: list[Event]) -> None:

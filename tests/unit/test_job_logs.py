@@ -24,7 +24,7 @@ from workers.lifecycle import (
     Transition,
     Wait,
 )
-from workers.runtime.worker import log_outcome
+from workers.runtime.worker import job_logger, log_outcome
 
 JOB = ClaimedJob(7, "send", "emails", 0, "{}", 1, 0, False, 99)
 ERROR = ValueError("no such address")
@@ -77,6 +77,24 @@ def test_every_outcome_is_one_record_with_the_same_fields(
     }
     assert expected.items() <= vars(record).items()
     assert bool(record.exc_info) == isinstance(outcome, Failed)
+
+
+class UnspeakableError(Exception):
+    @property
+    def __cause__(self) -> BaseException | None:  # type: ignore[override]  # hostile on purpose
+        raise SystemExit
+
+
+def test_exception_that_can_not_be_shown_is_logged_without_its_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = logging.StreamHandler()
+    job_logger.addHandler(plain)
+    try:
+        log_outcome(JOB, 3, Failed("...", UnspeakableError()), Bury("failed"), 0.25)
+    finally:
+        job_logger.removeHandler(plain)
+    assert capsys.readouterr().err == "job 7 (send) is dead: failed\n"
 
 
 def test_completions_are_not_logged_above_debug(caplog: pytest.LogCaptureFixture) -> None:

@@ -28,8 +28,23 @@ LOOP_STALLED = 4
 #: Seconds for what is still to be written to logs and Sentry, when the process leaves threads behind.
 _LAST_WORDS = 3.0
 
+_EPILOG = """
+\b
+Exit codes:
+  0  shut down in order: jobs have finished, or went back to their queue
+  1  it could not start, or it died
+  2  wrong usage
+  3  some jobs would not stop (a thread can't be stopped) and were left behind;
+     other runners give them back, as after a crash
+  4  a job blocked the event loop for longer than the Runner's loop_stall_limit;
+     the log has its name and stack
 
-@click.command(cls=Command)
+Log lines go to standard error. In the code of a job they carry job_id, job_type, queue, attempt and session. An
+application that configures logging itself keeps what it has, unless --log-level or --log-format says otherwise.
+"""
+
+
+@click.command(cls=Command, epilog=_EPILOG)
 @click.option("--app", "spec", metavar="MODULE:ATTR", required=True, help="What to run, see above.")
 @database_option("Given to a function that has a parameter database_url.")
 @click.option("--uvloop/--no-uvloop", default=False, help="Use uvloop. Default: no.")
@@ -72,19 +87,6 @@ def run(
       async def make_runner(database_url):
           async with Mailer() as mailer:
               yield Runner(database_url, mailer).register_job_type(SendEmail)
-
-    \b
-    Exit codes:
-      0  shut down in order: jobs have finished, or went back to their queue
-      1  it could not start, or it died
-      2  wrong usage
-      3  some jobs would not stop (a thread can't be stopped) and were left behind;
-         other runners give them back, as after a crash
-      4  a job blocked the event loop for longer than the Runner's loop_stall_limit;
-         the log has its name and stack
-
-    Log lines go to standard error. In the code of a job they carry job_id, job_type, queue, attempt and session. An
-    application that configures logging itself keeps what it has, unless --log-level or --log-format says otherwise.
     """
     if log_level == "debug":
         show_tracebacks(context, True)

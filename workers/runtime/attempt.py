@@ -9,7 +9,7 @@ from typing import Any
 
 from ..job import ClaimedJob
 from ..job_type import JobType
-from ..lifecycle import Failed, Interrupted, Outcome
+from ..lifecycle import Failed, Interrupted, Outcome, Transition
 
 __all__ = ["Attempt", "Fenced"]
 
@@ -24,6 +24,7 @@ class Attempt:
     __slots__ = (
         "cancellable",
         "deadline",
+        "finishing",
         "job",
         "scope",
         "started",
@@ -46,7 +47,8 @@ class Attempt:
         self.stopped: Outcome | Fenced | None = None
         #: The context of the job's code, once it has begun.
         self.scope: Context | None = None
-        #: Its end was written in its own transaction.
+        #: What its own transaction was told to write, and whether that was written.
+        self.finishing: Transition | None = None
         self.written = False
 
     def stop(self, outcome: Outcome | Fenced) -> None:

@@ -48,6 +48,9 @@ logger = logging.getLogger("workers")
 #: Seconds until a transactional job is tried again for which the store could begin no transaction. Nothing is counted.
 _NO_TRANSACTION_WAIT = 5.0
 
+#: Seconds between the tries to find out whether a transaction was committed.
+_COMMIT_PAUSES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+
 #: Ids of the jobs whose code is in a thread right now. Changed by those threads, whether or not the loop still runs.
 ThreadJobs = set[int]
 
@@ -166,10 +169,21 @@ class Executor:
 
     async def _run_transactional(self, attempt: Attempt, session: int, payload: Any) -> Transition:
         guard = Guard(attempt.job.id, attempt.job.token)
-        if not attempt.type.is_async:
-            function, run_args = self._transaction_in_thread, (attempt, session, payload)
-            transition: Transition = await self._in_thread(attempt, function, *run_args)
-            return transition
+        try:
+            if attempt.type.is_async:
+                await self._transaction(attempt, session, payload, guard)
+            else:
+                function = self._transaction_in_thread
+                await self._in_thread(attempt, function, attempt, session, payload, guard)
+        except StorageUnavailableError:
+            if attempt.finishing is None or not await self._is_committed(session, guard):
+                raise
+        assert attempt.finishing is not None  # noqa: S101 - for the type checker
+        return attempt.finishing
+
+    async def _transaction(
+        self, attempt: Attempt, session: int, payload: Any, guard: Guard
+    ) -> None:
         async with self._storage.transaction(session, guard) as run:
             if run is None:
                 raise Fenced
@@ -179,12 +193,12 @@ class Executor:
             settlement = self._finishing(attempt)
             attempt.cancellable = False
             await run.finish(settlement)
-        return settlement.transition
+            attempt.finishing = settlement.transition
 
-    def _transaction_in_thread(self, attempt: Attempt, session: int, payload: Any) -> Transition:
-        with self._storage.transaction_sync(
-            session, Guard(attempt.job.id, attempt.job.token)
-        ) as run:
+    def _transaction_in_thread(
+        self, attempt: Attempt, session: int, payload: Any, guard: Guard
+    ) -> None:
+        with self._storage.transaction_sync(session, guard) as run:
             if run is None:
                 raise Fenced
             result = self._enter(attempt, session, run.connection).run(payload.run, self._context)
@@ -195,7 +209,16 @@ class Executor:
                 )
             settlement = self._finishing(attempt)
             run.finish(settlement)
-        return settlement.transition
+            attempt.finishing = settlement.transition
+
+    async def _is_committed(self, session: int, guard: Guard) -> bool:
+        """Whether a commit whose reply was lost was carried out: then the row is not there any more."""
+        for pause in _COMMIT_PAUSES:
+            with contextlib.suppress(StorageUnavailableError):
+                async with self._storage.transaction(session, guard) as run:
+                    return run is None
+            await asyncio.sleep(pause)
+        return False
 
     @staticmethod
     def _finishing(attempt: Attempt) -> Settlement:

@@ -190,8 +190,9 @@ class SessionKeeper:
                 )
         if now >= self._next_probe and self.listener_address is not None:
             self._next_probe = now + PROBE_EVERY
-            self._control.probe(self.listener_address)
+            # first: it may be heard before this thread runs again
             self._post(self._events.probed)
+            self._control.probe(self.listener_address)
 
     def _recover(self) -> None:
         """Get the link back, however long it takes."""

@@ -146,26 +146,30 @@ class Worker:
 def log_outcome(
     job: ClaimedJob, session: int, outcome: Outcome, transition: Transition, duration: float
 ) -> None:
-    """One line a job: completions at DEBUG, retries as a warning, deaths as an error."""
+    """One line a job: completions at DEBUG, retries as a warning, deaths as an error. Never raises."""
     if isinstance(outcome, Completed) and not job_logger.isEnabledFor(logging.DEBUG):
         return
     ended = type(outcome).__name__.lower()
     extra = fields(job, session) | {"outcome": ended, "duration": round(duration, 6)}
-    cause = outcome.exception if isinstance(outcome, Failed) else None
-    info = (type(cause), cause, cause.__traceback__) if cause is not None else None
-    name = f"job {job.id} ({job.job_type})"
+    level, text = logging.INFO, f"{ended} after {duration:.3g} s"
     if isinstance(outcome, Completed):
-        job_logger.debug("%s completed in %.3g s", name, duration, extra=extra)
+        level, text = logging.DEBUG, f"completed in {duration:.3g} s"
     elif isinstance(transition, Bury):
-        job_logger.error("%s is dead: %s", name, transition.reason, extra=extra, exc_info=info)
+        level, text = logging.ERROR, f"is dead: {transition.reason}"
     elif isinstance(transition, Retry):
-        delay, error = transition.delay, transition.error.strip().rpartition("\n")[2]
-        text = "%s failed, next attempt in %.3g s: %s"
-        job_logger.warning(
-            text, name, delay, error, extra=extra | {"retry_in": delay}, exc_info=info
+        last_line = transition.error.strip().rpartition("\n")[2]
+        level, text = (
+            logging.WARNING,
+            f"failed, next attempt in {transition.delay:.3g} s: {last_line}",
         )
-    else:
-        job_logger.info("%s %s after %.3g s", name, ended, duration, extra=extra)
+        extra["retry_in"] = transition.delay
+    message = "job %d (%s) %s"
+    try:
+        cause = outcome.exception if isinstance(outcome, Failed) else None
+        info = (type(cause), cause, cause.__traceback__) if cause is not None else None
+        job_logger.log(level, message, job.id, job.job_type, text, extra=extra, exc_info=info)
+    except BaseException:  # an exception whose __str__, __cause__ or class misbehaves
+        job_logger.log(level, message, job.id, job.job_type, text, extra=extra)
 
 
 def fields(job: ClaimedJob, session: int) -> dict[str, object]:

@@ -58,7 +58,7 @@ class MemoryStorage:
         with tables.lock:
             session = tables.sessions.get(request.session)
             if session is None or not session.alive:
-                return Claimed([], complete=not most)
+                return Claimed([], complete=False)
             found = (
                 row
                 for row in tables.rows.values()

@@ -6,7 +6,8 @@ drawn before they are committed, so a late commit lands behind the hint. Three t
 
 * a notification below the hint pulls it back;
 * once a second a trailing scan starts where the hint stood 3 s ago;
-* a thorough scan of the whole queue runs at the start, when asked for, and otherwise as often as costs 2% of the time.
+* a thorough scan of the whole queue runs at the start, when asked for, and otherwise as often as costs 2% of the time;
+  and when nothing is left where the hints point, but the last thorough scan ended at its limit.
 
 On a healthy server a thorough scan takes about a millisecond, so that nearly every claim after a pause is one.
 """
@@ -56,6 +57,9 @@ class ScanHints:
         self._history: deque[tuple[float, dict[int, int]]] = deque()
         self._next_trailing = 0.0
         self._next_thorough = 0.0
+        self._cut = (
+            False  # the last thorough scan ended at its limit: of lower priorities it saw nothing
+        )
 
     def plan(self, now: float, *, thorough: bool = False) -> Plan:
         """How to scan now."""
@@ -75,21 +79,27 @@ class ScanHints:
         limit: int,
         now: float,
         duration: float,
-    ) -> None:
-        """Take note of what a scan found: jobs with their positions, in claim order."""
+    ) -> bool:
+        """Take note of what a scan found: jobs with their positions, in claim order.
+
+        True: jobs may wait where neither this scan nor the last thorough one has looked; a thorough one must follow.
+        """
+        short = len(jobs) < limit
         if plan.kind is ScanKind.THOROUGH:
             self._next_thorough = now + THOROUGH_SHARE * duration
+            self._cut = not short
         ends: dict[int, int] = {}
         for job, position in jobs:
             ends[job.priority] = max(position + 1, ends.get(job.priority, 0))
         for priority, end in ends.items():
             self._next[priority] = max(end, self._next.pop(priority, 0))
-        if jobs and len(jobs) >= limit and plan.kind is not ScanKind.HINTED:
+        if jobs and not short and plan.kind is not ScanKind.HINTED:
             # it stopped behind the hint, where more may wait
             last = jobs[-1][0].priority
             self._next[last] = ends[last]
         while len(self._next) > MAX_PRIORITIES:
             del self._next[next(iter(self._next))]
+        return short and self._cut
 
     def noticed(self, priority: int, position: int) -> None:
         """Jobs of `priority` became available, the lowest at `position`."""

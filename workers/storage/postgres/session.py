@@ -16,7 +16,8 @@ from psycopg.rows import tuple_row
 
 from ...errors import StorageUnavailableError
 from ..base import DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
-from .checkout import STATEMENT_SECONDS, translated
+from .checkout import PLANNER, STATEMENT_SECONDS, translated
+from .literals import number_array
 from .statements import statement
 from .watch import LinkWatch
 
@@ -36,7 +37,7 @@ _SETTINGS = {
     "tcp_keepalives_idle": "3s",
     "tcp_keepalives_interval": "1s",
     "tcp_keepalives_count": "3",
-}
+} | PLANNER
 
 #: After an outage the owners of other sessions get this long, or a lease, to come back before anyone judges them.
 _RECONNECT_SECONDS = 5.0
@@ -227,8 +228,8 @@ class PostgresControl:
         return self._fetch(
             sql,
             session=self._session,
-            ids=[row[0] for row in rows],
-            tokens=[row[1] for row in rows],
+            ids=number_array([row[0] for row in rows]),
+            tokens=number_array([row[1] for row in rows]),
             delays=[None] * len(rows),
             errors=[None] * len(rows),
             counted=[False] * len(rows),

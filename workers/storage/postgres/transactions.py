@@ -3,7 +3,8 @@
 The job is claimed like any other; then its row is locked, with its token, in the transaction that the job works in, and
 removed in it when the job returns. Whatever the job raises rolls everything back, and its outcome is written afterwards
 under the same token by the completer. These connections are their own, never the claimer's or completer's: as many as run
-at once, which is at most one for each worker of the queue.
+at once, which is at most one for each worker of the queue. Nothing of ours is prepared on them: a plan that was made when
+the table was empty would read all of it for one row.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class TransactionConnections:
         try:
             async with conn.transaction():
                 with translated():
-                    rows = await fetch_on(conn, _LOCK, _lock_params(session, guard))
+                    rows = await fetch_on(conn, _LOCK, _lock_params(session, guard), prepare=False)
                 try:
                     yield _Run(conn, session) if rows else None
                 except BaseException:
@@ -79,7 +80,9 @@ class TransactionConnections:
             with conn.transaction():
                 with translated():
                     cursor = psycopg.Cursor(conn, row_factory=tuple_row)
-                    rows = cursor.execute(_LOCK, _lock_params(session, guard)).fetchall()
+                    rows = cursor.execute(
+                        _LOCK, _lock_params(session, guard), prepare=False
+                    ).fetchall()
                 try:
                     yield _SyncRun(conn, session) if rows else None
                 except BaseException:
@@ -118,7 +121,7 @@ class _Run:
         sql, params = _finishing(self._session, settlement)
         with translated():
             cursor = psycopg.AsyncCursor(self.connection, row_factory=tuple_row)
-            _check_written((await cursor.execute(sql, params)).rowcount)
+            _check_written((await cursor.execute(sql, params, prepare=False)).rowcount)
 
 
 class _SyncRun:
@@ -133,7 +136,7 @@ class _SyncRun:
         sql, params = _finishing(self._session, settlement)
         with translated():
             cursor = psycopg.Cursor(self.connection, row_factory=tuple_row)
-            _check_written(cursor.execute(sql, params).rowcount)
+            _check_written(cursor.execute(sql, params, prepare=False).rowcount)
 
 
 def _lock_params(session: int, guard: Guard) -> dict[str, int]:

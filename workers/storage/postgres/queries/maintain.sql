@@ -72,11 +72,19 @@ WITH renewed AS (
 ), homeless AS MATERIALIZED (
     SELECT id, nextval('background_jobs_position_seq') AS position
     FROM (
-        SELECT id FROM background_jobs AS job
-        WHERE queue IS NULL AND run_at IS NULL AND session_id IS NULL AND job_type = ANY(%(job_types)s::text[])
-        ORDER BY job.priority DESC, job.position
+        SELECT found.id
+        FROM unnest(%(job_types)s::text[]) AS known (job_type)
+        -- type by type: what nobody here knows may be millions, and is not to be read
+        CROSS JOIN LATERAL (
+            SELECT job.id, job.priority, job.position
+            FROM background_jobs AS job
+            WHERE job.job_type = known.job_type AND job.queue IS NULL AND job.run_at IS NULL AND job.session_id IS NULL
+            ORDER BY job.priority DESC, job.position
+            LIMIT 10000
+            FOR UPDATE SKIP LOCKED
+        ) AS found
+        ORDER BY found.priority DESC, found.position
         LIMIT 10000
-        FOR UPDATE SKIP LOCKED
     ) AS lost
 ), homed AS (
     UPDATE background_jobs AS job
@@ -101,5 +109,7 @@ SELECT 'wake', queue, priority, position FROM woken
 UNION ALL
 SELECT DISTINCT 'suspects', job.queue, NULL::smallint, NULL::bigint
 FROM background_jobs AS job
-WHERE job.crashes > 0 AND job.run_at IS NULL AND job.session_id IS NULL
+WHERE job.crashes > 0 AND job.session_id IS NULL
+    -- as run_at IS NULL, but so that only the index of suspects can serve
+    AND coalesce(job.run_at, '-infinity') = '-infinity'
     AND job.queue = ANY(%(queues)s::text[]) AND job.job_type = ANY(%(job_types)s::text[])

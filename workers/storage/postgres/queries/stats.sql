@@ -15,6 +15,8 @@ WITH live AS (
 )
 SELECT
     queue, coalesce(scheduled, 0), coalesce(available, 0), coalesce(running, 0), coalesce(retryable, 0),
-    coalesce(dead, 0), coalesce(archived, 0), coalesce(extract(epoch FROM now() - oldest), 0)::float8
+    coalesce(dead, 0), coalesce(archived, 0),
+    -- within limits: a time written by hand may be infinite
+    coalesce(least(greatest(extract(epoch FROM now()) - extract(epoch FROM oldest), 0), 1e10), 0)::float8
 FROM live FULL JOIN dead USING (queue) FULL JOIN archived USING (queue)
 ORDER BY queue

@@ -1,0 +1,145 @@
+"""Faults 5 and 13b: a write is carried out and its reply never arrives. Rules 2, 14, 24 and 29."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from anyio import to_thread
+
+from tests.faults.conftest import Say
+from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Held, Stage, Twin
+from tests.helpers.history import History
+from tests.helpers.proxy import Proxy, proxy_to
+from tests.helpers.runners import arrived, eventually, hosted, left
+from workers import telemetry
+
+#: What row 13b of the faults allows.
+RUN_WITHIN = 5.0
+
+#: Parts of statements.
+CLAIM, COMPLETION = "INSERT INTO worker_claims", "DELETE FROM background_jobs"
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    with proxy_to(database_url) as started:
+        yield started
+
+
+@pytest.fixture
+def stage(history: History) -> Iterator[Stage]:
+    """The context of the jobs; writes that were refused are in the history too."""
+    stage = Stage("here", history.add)
+    with telemetry.subscribe(
+        lambda event: stage.note("fenced", job=event.job_id), telemetry.JobFenced
+    ):
+        yield stage
+
+
+async def test_jobs_of_a_claim_whose_reply_was_lost_run_soon(
+    conn: psycopg.Connection, proxy: Proxy, history: History, stage: Stage, say: Say
+) -> None:
+    """Rule 2: what stands under the token of a lost claim is given back before anything else is claimed."""
+    async with hosted(proxy.url, stage, Brief) as handle:
+        lost = proxy.lose_reply(CLAIM, times=2, rows=True)
+        ids = Brief.enqueue_batch(conn, [Brief(key=key) for key in range(20)])
+        enqueued_at = time.monotonic()
+        ended = await arrived(history, "end", count=len(ids))
+        session = handle.session
+    lost.wait(2)
+
+    say(f"jobs of two lost claims ran after {ended[-1].at - enqueued_at:.2f} s")
+    assert ended[-1].at - enqueued_at < RUN_WITHIN
+    assert Counter(event.job for event in history.events("start")) == dict.fromkeys(ids, 1)
+    assert {event.session for event in ended} == {session}
+    assert history.events("fenced") == []
+    assert left(conn) == dict.fromkeys(left(conn), 0)
+
+
+async def test_a_claim_that_lands_after_the_loss_of_its_connection_strands_nothing(
+    conn: psycopg.Connection, database_url: str, proxy: Proxy, history: History, stage: Stage
+) -> None:
+    """Rule 2: the server is still at the claim when the runner gives back what stands under its token."""
+    ids = Brief.enqueue_batch(conn, [Brief(key=key) for key in range(20)])
+    with psycopg.connect(database_url) as blocker:
+        # a claim writes down what it took last: here it waits, with its rows taken
+        blocker.execute("LOCK TABLE worker_claims IN SHARE MODE")
+        async with hosted(proxy.url, stage, Brief):
+            await to_thread.run_sync(eventually, lambda: _waiting(conn, CLAIM))
+            proxy.cut()
+            await to_thread.run_sync(eventually, lambda: _waiting(conn, "FOR UPDATE"))
+            blocker.rollback()
+            landed_at = time.monotonic()
+            ended = await arrived(history, "end", count=len(ids))
+    assert ended[-1].at - landed_at < RUN_WITHIN
+    assert Counter(event.job for event in history.events("start")) == dict.fromkeys(ids, 1)
+    assert history.events("fenced") == []
+    assert left(conn) == dict.fromkeys(left(conn), 0)
+
+
+async def test_a_completion_whose_reply_was_lost_is_already_done(
+    conn: psycopg.Connection, proxy: Proxy, history: History, stage: Stage
+) -> None:
+    """Rule 14: on the second try nothing is found, which is neither a stale claim nor a reason to run the job again."""
+    async with hosted(proxy.url, stage, Brief, Held):
+        ids = Held.enqueue_batch(conn, [Held(key=key) for key in range(5)])
+        await arrived(history, "start", count=len(ids))
+        lost = proxy.lose_reply(COMPLETION)
+        stage.open()
+        await to_thread.run_sync(lost.wait)
+        # the runner is well: it goes on with others
+        others = Brief.enqueue_batch(conn, [Brief(key=key) for key in range(5)])
+        await arrived(history, "end", count=len(ids) + len(others))
+    assert Counter(event.job for event in history.events("start")) == dict.fromkeys(
+        [*ids, *others], 1
+    )
+    assert history.events("fenced") == []
+    assert left(conn) == dict.fromkeys(left(conn), 0)
+
+
+async def test_a_commit_of_a_transactional_job_whose_reply_was_lost_is_already_done(
+    conn: psycopg.Connection, proxy: Proxy, history: History, stage: Stage
+) -> None:
+    """Rule 16 and guarantee 3: its effects are there once, and it is not run again."""
+    conn.execute(EFFECTS)
+    async with hosted(proxy.url, stage, Effect):
+        lost = proxy.lose_reply("COMMIT")
+        job = Effect(key=1).enqueue(conn)
+        await to_thread.run_sync(lost.wait)
+        other = Effect(key=2).enqueue(conn)
+        await arrived(history, "end", where=lambda event: event.job == other)
+    assert conn.execute("SELECT job FROM effects ORDER BY job").fetchall() == [(job,), (other,)]
+    assert Counter(event.job for event in history.events("start")) == {job: 1, other: 1}
+    assert history.events("fenced") == []
+    assert left(conn) == dict.fromkeys(left(conn), 0)
+
+
+def test_an_enqueue_that_is_repeated_because_its_reply_was_lost_is_not_doubled(
+    conn: psycopg.Connection, proxy: Proxy
+) -> None:
+    """Rule 24: whoever does not know whether a deduplicated job was committed enqueues it again, without harm."""
+    for statement, in_transaction in (("COMMIT", True), ("workers_enqueue_deduplicated", False)):
+        lost = proxy.lose_reply(statement)
+        job = Twin(key=int(in_transaction))
+        with (
+            pytest.raises(psycopg.OperationalError),
+            psycopg.connect(proxy.url, autocommit=not in_transaction) as producer,
+        ):
+            job.enqueue(producer)
+        lost.wait()
+        with psycopg.connect(proxy.url) as producer:
+            assert job.enqueue(producer) is None
+        assert left(conn)["background_jobs"] == 1
+        conn.execute("DELETE FROM background_jobs")
+
+
+def _waiting(conn: psycopg.Connection, text: str) -> bool:
+    """Whether a statement that contains `text` waits for a lock."""
+    waiting = (
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND strpos(query, %s) > 0"
+    )
+    return bool(conn.execute(waiting, [text]).fetchall())

@@ -1,0 +1,184 @@
+"""`timeout` per job type: an attempt that takes too long is ended, if that can be done, and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import AsyncPool
+from tests.helpers.running import World, drain, eventually, running
+from workers import BackgroundJob, Snooze, current_job
+
+ROWS = "SELECT retries, session_id IS NULL, last_error FROM background_jobs"
+TIMED_OUT = "timed out after 0.1 s (ended after "
+
+
+async def test_an_async_job_is_ended_and_counted(pool: AsyncPool, conn: psycopg.Connection) -> None:
+    """It sees a cancellation at its await; what is written says what happened."""
+
+    class Slow(BackgroundJob[World]):
+        timeout = timedelta(seconds=0.1)
+
+        async def run(self, ctx: World) -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                ctx.note("cancelled")
+                raise
+
+    Slow().enqueue(conn)
+    world = World()
+    began = time.monotonic()
+    await drain(pool, Slow, context=world)
+    assert time.monotonic() - began < 5
+    assert world.seen == ["cancelled"]
+    ((retries, free, error),) = conn.execute(ROWS).fetchall()
+    assert (retries, free) == (1, True)
+    assert error.startswith(TIMED_OUT)
+
+
+@pytest.mark.parametrize("ends", ["returns", "raises", "snoozes"])
+async def test_a_job_that_swallows_its_cancellation(
+    pool: AsyncPool, conn: psycopg.Connection, ends: str
+) -> None:
+    """It is asked again each second. However it ends then, it timed out, unless it asks for something else itself."""
+
+    class Stubborn(BackgroundJob[World]):
+        timeout = 0.1
+
+        async def run(self, ctx: World) -> None:
+            for _ in range(2):
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    ctx.note("asked")
+            if ends == "raises":
+                raise ValueError
+            if ends == "snoozes":
+                raise Snooze(1000)
+
+    class Next(BackgroundJob[World]):
+        async def run(self, ctx: World) -> None:
+            await asyncio.sleep(0)
+            ctx.note("next")
+
+    Stubborn().enqueue(conn)
+    Next().enqueue(conn)
+    world = World()
+    await drain(pool, Stubborn, Next, context=world, workers=1)
+    assert world.seen == ["asked", "asked", "next"]
+    ((retries, free, error),) = conn.execute(ROWS).fetchall()
+    if ends == "snoozes":
+        assert (retries, free, error) == (0, True, None)
+    else:
+        assert (retries, free) == (1, True)
+        assert error.startswith(TIMED_OUT)
+
+
+async def test_a_job_in_a_thread_keeps_its_claim_until_it_ends(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """A thread can't be ended: nobody else runs the job meanwhile, and then it is recorded as timed out."""
+
+    class Overrun(BackgroundJob[World]):
+        timeout = 0.1
+
+        def run(self, ctx: World) -> None:
+            deadline = current_job().deadline
+            assert deadline is not None
+            ctx.wait_in_thread("may end")
+
+    Overrun().enqueue(conn)
+    world = World()
+    async with running(pool, Overrun, context=world):
+        await eventually(conn, ROWS, [(0, False, None)])
+        await asyncio.sleep(0.3)  # the time that it may take, and more
+        assert conn.execute(ROWS).fetchall() == [(0, False, None)]
+        await drain(pool, Overrun, context=world)  # another runner finds nothing to do
+        world.signal("may end")
+        await eventually(conn, "SELECT retries FROM background_jobs", [(1,)])
+    ((_, free, error),) = conn.execute(ROWS).fetchall()
+    assert free
+    assert error.startswith(TIMED_OUT)
+
+
+async def test_an_awaitable_from_a_thread_is_ended_too(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """The part of `def run` that is awaited is like any async job; it does not begin after the time is over."""
+
+    class Later(BackgroundJob[World]):
+        timeout = 0.1
+        in_thread: float
+
+        def run(self, ctx: World) -> Awaitable[None]:
+            time.sleep(self.in_thread)
+            return self.later(ctx)
+
+        async def later(self, ctx: World) -> None:
+            ctx.note("began")
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            ctx.note("ended")
+
+    Later(in_thread=0).enqueue(conn)
+    world = World()
+    await drain(pool, Later, context=world)
+    assert world.seen == ["began", "ended"]
+    Later(in_thread=0.2).enqueue(conn)
+    await drain(pool, Later, context=world)
+    assert world.seen == ["began", "ended"]
+    rows = conn.execute(ROWS).fetchall()
+    assert [row[:2] for row in rows] == [(1, True)] * 2
+    assert all(error.startswith(TIMED_OUT) for _, _, error in rows)
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+async def test_deadline_and_remaining(pool: AsyncPool, conn: psycopg.Connection, kind: str) -> None:
+    """A job can see how much time is left to it."""
+
+    class Look(BackgroundJob[World]):
+        timeout = 5
+
+        def run(self, ctx: World) -> Any:
+            return self.later(ctx) if kind == "async" else self.look(ctx)
+
+        async def later(self, ctx: World) -> None:
+            self.look(ctx)
+
+        def look(self, ctx: World) -> None:
+            job = current_job()
+            assert job.deadline is not None
+            ctx.note(job.deadline - time.monotonic())
+            ctx.note(job.remaining)
+
+    Look().enqueue(conn)
+    world = World()
+    await drain(pool, Look, context=world)
+    deadline, remaining = world.seen
+    assert 4 < remaining <= deadline <= 5
+
+
+async def test_a_job_in_time_is_left_alone(pool: AsyncPool, conn: psycopg.Connection) -> None:
+    """A timeout that did not strike does not strike the next job either."""
+
+    class Quick(BackgroundJob[World]):
+        timeout = 0.3
+        number: int
+
+        async def run(self, ctx: World) -> None:
+            await asyncio.sleep(0.2)
+            ctx.note(self.number)
+
+    Quick.enqueue_batch(conn, [Quick(number=number) for number in range(4)])
+    world = World()
+    await drain(pool, Quick, context=world, workers=1)
+    assert world.seen == [0, 1, 2, 3]
+    assert conn.execute(ROWS).fetchall() == []

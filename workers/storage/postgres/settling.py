@@ -1,0 +1,69 @@
+"""Which statement writes a transition, and its parameters. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Any
+
+from ...errors import StorageRejectedError
+from ...lifecycle import Archive, Bury, Delete, Release, Retry, Wait
+from ..base import Guard, Settlement
+from .literals import number_array, text_array
+
+__all__ = ["KINDS", "columns", "grouped", "guard_columns"]
+
+#: The queries that settle. `wait_deduplicated` stands in for deduplicated jobs that go back to waiting.
+KINDS = ("complete", "archive", "bury", "wait", "wait_deduplicated")
+
+_by_id_and_token = attrgetter("id", "token")
+
+
+def grouped(settlements: Iterable[Settlement]) -> dict[str, list[Settlement]]:
+    """The settlements by the query that writes them."""
+    groups: dict[str, list[Settlement]] = {}
+    for settlement in settlements:
+        groups.setdefault(_kind(settlement), []).append(settlement)
+    return groups
+
+
+def _kind(settlement: Settlement) -> str:
+    match settlement.transition:
+        case Retry() | Wait() | Release():
+            return "wait_deduplicated" if settlement.deduplicated else "wait"
+        case Bury():
+            return "bury"
+        case Archive():
+            return "archive"
+        case Delete():
+            return "complete"
+    raise StorageRejectedError(f"no statement for {settlement.transition!r}")
+
+
+def guard_columns(guards: Iterable[Guard]) -> dict[str, str]:
+    """Ids and tokens, by rising id, so that statements that overlap meet in the same order; of an id that comes twice,
+    the latest claim last."""
+    ordered = sorted(guards, key=_by_id_and_token)
+    return {
+        "ids": number_array([guard.id for guard in ordered]),
+        "tokens": number_array([guard.token for guard in ordered]),
+    }
+
+
+def columns(kind: str, group: Sequence[Settlement]) -> dict[str, str]:
+    """The parameters of the query that writes `group`."""
+    ordered = sorted(group, key=lambda item: _by_id_and_token(item.guard))
+    transitions: list[Any] = [item.transition for item in ordered]
+    given = guard_columns(item.guard for item in ordered)
+    if kind == "archive":
+        given["states"] = text_array([transition.state for transition in transitions])
+        given["reasons"] = text_array([transition.reason for transition in transitions])
+        return given
+    given["errors"] = text_array([getattr(transition, "error", None) for transition in transitions])
+    if kind == "bury":
+        given["reasons"] = text_array([transition.reason for transition in transitions])
+        given["counted"] = number_array([transition.attempted for transition in transitions])
+    else:
+        given["delays"] = number_array([getattr(item, "delay", None) for item in transitions])
+        given["counted"] = number_array([isinstance(item, Retry) for item in transitions])
+    return given
