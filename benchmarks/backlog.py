@@ -36,6 +36,8 @@ class _Line:
 
     def __init__(self, dsn: str, size: int) -> None:
         self.size = size
+        #: No job was claimed twice, and none is missing.
+        self.intact = False
         self.samples: list[Sample] = []
         self.p95_ms: list[float] = []
         self._dsn = dsn
@@ -52,11 +54,11 @@ class _Line:
         await self._claim(_WARM_UP)
         self._replace()
 
-    async def close(self) -> bool:
-        """Whether no job was claimed twice, and none is missing."""
+    async def close(self) -> None:
         await self._storage.close()
         self._control.close()
-        return len(set(self._claimed)) == len(self._claimed) and rows(self._dsn) == self.size
+        claimed_once = len(set(self._claimed)) == len(self._claimed)
+        self.intact = claimed_once and rows(self._dsn) == self.size
 
     async def measure(self, claims: int) -> None:
         """Make `claims` claims."""
@@ -101,7 +103,9 @@ def backlog(options: Options) -> BacklogResult:
     `ratio`: the p95 of the longest line over that of the shortest; `per_second`: claims.
     """
     sizes = options.pick(
-        full=(10_000, 1_000_000, 5_000_000), quick=(3_000, 30_000, 300_000), tiny=(300, 1_000, 3_000)
+        full=(10_000, 1_000_000, 5_000_000),
+        quick=(3_000, 30_000, 300_000),
+        tiny=(300, 1_000, 3_000),
     )
     claims = options.pick(full=300, quick=100, tiny=20)
     with ExitStack() as stack, asyncio.Runner(loop_factory=options.loop_factory) as loop:
@@ -111,11 +115,12 @@ def backlog(options: Options) -> BacklogResult:
         for _ in range(options.pairs):
             for waiting in lines:
                 loop.run(waiting.measure(claims))
-        intact = all([loop.run(waiting.close()) for waiting in lines])
-    return _summary(lines, intact)
+        for waiting in lines:
+            loop.run(waiting.close())
+    return _summary(lines)
 
 
-def _summary(lines: list[_Line], intact: bool) -> BacklogResult:
+def _summary(lines: list[_Line]) -> BacklogResult:
     shortest, longest = lines[0], lines[-1]
     pairs: list[Pair] = list(zip(longest.samples, shortest.samples, strict=True))
     ratios = [most / least for most, least in zip(longest.p95_ms, shortest.p95_ms, strict=True)]
@@ -128,5 +133,5 @@ def _summary(lines: list[_Line], intact: bool) -> BacklogResult:
     result = summarize(
         BacklogResult, "backlog", longest.size, pairs, ratios, p95_ms=p95_ms, points=points
     )
-    result.exactly_once = intact
+    result.exactly_once = all(waiting.intact for waiting in lines)
     return result

@@ -1,8 +1,8 @@
 """The limit of a drain: one connection, one claim and one delete a batch, a direct await a job, and nothing else.
 
-What it leaves out is what a job queue is for: no session, no guard, no isolation of jobs, no retries, no recovery. It runs on
-the library's own table and index, so that the rows and the write-ahead log are the same. This module does not import the
-library, and is measured without it.
+What it leaves out is what a job queue is for: no session, no guard, no isolation of jobs, no retries, no recovery. It runs
+on the library's own table and index, so that the rows and the write-ahead log are the same. This module does not import
+the library, and is measured without it.
 """
 
 from __future__ import annotations

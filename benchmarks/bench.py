@@ -17,7 +17,17 @@ from workers import migrate
 
 from .report import Pair, Sample
 
-__all__ = ["Options", "Scale", "fill", "fresh_database", "fresh_schema", "interleave", "rows", "run", "wal"]
+__all__ = [
+    "Options",
+    "Scale",
+    "fill",
+    "fresh_database",
+    "fresh_schema",
+    "interleave",
+    "rows",
+    "run",
+    "wal",
+]
 
 T = TypeVar("T")
 
@@ -62,7 +72,9 @@ def run(options: Options, work: Coroutine[Any, Any, T]) -> T:
         return loop.run(work)
 
 
-def interleave(pairs: int, library: Callable[[], Sample], limit: Callable[[], Sample]) -> list[Pair]:
+def interleave(
+    pairs: int, library: Callable[[], Sample], limit: Callable[[], Sample]
+) -> list[Pair]:
     """Run both sides in turns. Which is first changes, so that neither always follows on the other."""
     measured = []
     for number in range(pairs):
@@ -138,6 +150,8 @@ def wal(dsn: str) -> Iterator[list[float]]:
     with psycopg.connect(dsn, autocommit=True) as conn:
         before = conn.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
         yield written
-        row = conn.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", before).fetchone()
+        row = conn.execute(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", before
+        ).fetchone()
         assert row is not None
         written.append(float(row[0]))

@@ -16,8 +16,9 @@ import msgspec
 __all__ = ["Order", "Report"]
 
 Task = Literal["drain", "bare", "stay", "idle"]
-#: What a runner does in its first second (first scans, the listener) is not its idling.
-_SETTLE = 1.0
+#: What a runner does at first (the first scans, the listener) is not its idling.
+_SETTLE = 0.4
+_PATIENCE = 300.0
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,12 +62,12 @@ async def _bare(order: Order) -> None:
 
 async def _stay(order: Order) -> None:
     from .counter import Counter
+    from .waiting import until
 
     counter = Counter(order.n)
     async with _runner(order, counter).start():
         start = time.perf_counter()
-        while not counter.finished:
-            await asyncio.sleep(0.005)
+        await until(lambda: counter.finished, _PATIENCE)
         end = time.perf_counter()
         await asyncio.sleep(0.5)  # until the outcomes are written, and every worker waits
         _tell(Report(started=start, ended=end, runs=bytes(counter.runs)))

@@ -51,7 +51,9 @@ class _Child:
     def end(self) -> None:
         self.tell()
         if self._process.wait(_LAST_SECONDS):
-            raise RuntimeError(f"a benchmark's process ended with status {self._process.returncode}")
+            raise RuntimeError(
+                f"a benchmark's process ended with status {self._process.returncode}"
+            )
 
     def close(self) -> None:
         """Whatever went wrong, nothing is left running."""

@@ -47,7 +47,10 @@ class Marks(Counter):
 
     def rates(self) -> list[float]:
         """Jobs per second in each step."""
-        return [self._step / (after - before) for before, after in zip(self.times, self.times[1:], strict=False)]
+        return [
+            self._step / (after - before)
+            for before, after in zip(self.times, self.times[1:], strict=False)
+        ]
 
 
 class Naps(Counter):

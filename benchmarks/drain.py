@@ -74,7 +74,9 @@ def drained(options: Options, dsn: str, counter: Counter, side: Side, *, leaves:
     )
 
 
-async def library_drain(dsn: str, counter: Counter, tuning: Tuning = DEFAULT) -> tuple[float, float]:
+async def library_drain(
+    dsn: str, counter: Counter, tuning: Tuning = DEFAULT
+) -> tuple[float, float]:
     """Drain with a Runner. Returns when it was ready and when it had ended."""
     runner = Runner(dsn, counter, max_batch=tuning.max_batch).register_job_type(Noop)
     runner.configure_default_queue(num_workers=tuning.num_workers).shutdown_when_queue_empty()

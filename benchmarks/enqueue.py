@@ -19,7 +19,9 @@ WITH job AS (
     INSERT INTO background_jobs (job_type, queue, data) VALUES ('noop', 'default', %s::jsonb) RETURNING id
 ) SELECT id, pg_notify('bare', id::text) FROM job
 """
-_BARE_QUIET = "INSERT INTO background_jobs (job_type, queue, data) VALUES ('noop', 'default', %s::jsonb)"
+_BARE_QUIET = (
+    "INSERT INTO background_jobs (job_type, queue, data) VALUES ('noop', 'default', %s::jsonb)"
+)
 _BARE_BATCH = """
 INSERT INTO background_jobs (job_type, queue, data)
 SELECT 'noop', 'default', data::jsonb FROM unnest(%s::text[]) AS data RETURNING id
@@ -36,7 +38,7 @@ def enqueue(options: Options) -> Result:
 
     def bare(conn: Connection, n: int) -> None:
         for number in range(n):
-            conn.execute(_BARE, ['{"number":%d}' % number]).fetchall()
+            conn.execute(_BARE, [_payload(number)]).fetchall()
 
     n = options.pick(full=2_000, quick=500, tiny=50)
     return summarize(Result, "enqueue", n, _pairs(options, n, _one_by_one, bare))
@@ -51,7 +53,7 @@ def enqueue_quiet(options: Options) -> Result:
 
     def bare(conn: Connection, n: int) -> None:
         for number in range(n):
-            conn.execute(_BARE_QUIET, ['{"number":%d}' % number])
+            conn.execute(_BARE_QUIET, [_payload(number)])
 
     n = options.pick(full=2_000, quick=500, tiny=50)
     return summarize(Result, "enqueue_quiet", n, _pairs(options, n, library, bare))
@@ -64,11 +66,15 @@ def enqueue_batch(options: Options) -> Result:
         Noop.enqueue_batch(conn, [Noop(number=number) for number in range(n)])
 
     def bare(conn: Connection, n: int) -> None:
-        payloads = ['{"number":%d}' % number for number in range(n)]
+        payloads = [_payload(number) for number in range(n)]
         conn.execute(_BARE_BATCH, [payloads]).fetchall()
 
     n = options.pick(full=20_000, quick=5_000, tiny=100)
     return summarize(Result, "enqueue_batch", n, _pairs(options, n, library, bare))
+
+
+def _payload(number: int) -> str:
+    return f'{{"number":{number}}}'
 
 
 def _one_by_one(conn: Connection, n: int) -> None:

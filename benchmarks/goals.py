@@ -17,12 +17,18 @@ class Goal(msgspec.Struct, frozen=True):
     most: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.field} >= {self.least:g}" if self.least is not None else f"{self.field} <= {self.most:g}"
+        return (
+            f"{self.field} >= {self.least:g}"
+            if self.least is not None
+            else f"{self.field} <= {self.most:g}"
+        )
 
     def met(self, result: Result) -> bool:
         """Whether the result is within the bound."""
         value = float(getattr(result, self.field))
-        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+        return (self.least is None or value >= self.least) and (
+            self.most is None or value <= self.most
+        )
 
 
 GOALS: dict[str, list[Goal]] = {

@@ -18,6 +18,7 @@ from workers import BackgroundJob, Runner
 
 from .bench import Options, fresh_schema, interleave, run
 from .report import Result, Sample, summarize
+from .waiting import until
 
 __all__ = ["latency"]
 
@@ -56,9 +57,7 @@ class Arrivals:
             await asyncio.sleep(max(0.0, start + number / RATE - time.perf_counter()))
             self._sent[number] = time.perf_counter()
             await send(number)
-        end = time.perf_counter() + 5
-        while len(self._delays) < len(self._sent) and time.perf_counter() < end:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(self._delays) == len(self._sent), 5)
 
     def arrived(self, number: int) -> None:
         """The job started."""

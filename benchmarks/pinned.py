@@ -1,9 +1,9 @@
 """Jobs flow while somebody's transaction stays open and idle, as a forgotten psql or a long report does.
 
-Its snapshot keeps vacuum from removing anything: a million jobs leave a million dead rows and dead index entries, and a claim
-that began its scan at the start would walk them all. The clean run is the same without that transaction. `ratio` is the rate
-over the last tenth, to the clean run's over its last tenth. Then, with the transaction still open and jobs still flowing, some
-jobs become available behind the place where claims begin; see late.py.
+Its snapshot keeps vacuum from removing anything: a million jobs leave a million dead rows and dead index entries, and a
+claim that began its scan at the start would walk them all. The clean run is the same without that transaction. `ratio` is
+the rate over the last tenth, to the clean run's over its last tenth. Then, with the transaction still open and jobs still
+flowing, some jobs become available behind the place where claims begin; see late.py.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class _Flow(msgspec.Struct):
 
 
 def pinned(options: Options) -> PinnedResult:
-    """1,000,000 jobs (30,000 when quick)."""
-    n = options.pick(full=1_000_000, quick=30_000, tiny=1_000)
+    """1,000,000 jobs (20,000 when quick)."""
+    n = options.pick(full=1_000_000, quick=20_000, tiny=1_000)
     flows: dict[bool, list[_Flow]] = {True: [], False: []}
 
     def measured(pin: bool) -> Sample:
@@ -58,7 +58,9 @@ def pinned(options: Options) -> PinnedResult:
             flows[pin].append(_flow(options, dsn, n, pin))
         return flows[pin][-1].last
 
-    pairs = interleave(options.pick(full=5, quick=2, tiny=1), lambda: measured(True), lambda: measured(False))
+    pairs = interleave(
+        options.pick(full=5, quick=2, tiny=1), lambda: measured(True), lambda: measured(False)
+    )
     late = _late(options, n)
     result = summarize(
         PinnedResult,
@@ -104,7 +106,10 @@ def _points(n: int, flows: dict[bool, list[_Flow]]) -> list[Point]:
     points = []
     for tenth in range(_TENTHS):
         both = [
-            median([Sample(per_second=flow.tenths[tenth], exactly_once=True) for flow in flows[pin]], "per_second")
+            median(
+                [Sample(per_second=flow.tenths[tenth], exactly_once=True) for flow in flows[pin]],
+                "per_second",
+            )
             for pin in (True, False)
         ]
         points.append(Point((tenth + 1) * n // _TENTHS, both[0] or 0.0, both[1] or 0.0))

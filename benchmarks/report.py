@@ -58,12 +58,24 @@ class Result(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 R = TypeVar("R", bound=Result)
 #: Printed in columns of their own, or not at all.
-_COLUMNS = {*("name", "n", "runs", "per_second", "min", "max", "limit_per_second", "ratio"), "exactly_once", "points"}
-HEADER = f"{'benchmark':<14}{'per second':>12}  {'(min to max)':<20}{'limit':>12}{'ratio':>8}  all else"
+_COLUMNS = {
+    *("name", "n", "runs", "per_second", "min", "max", "limit_per_second", "ratio"),
+    "exactly_once",
+    "points",
+}
+HEADER = (
+    f"{'benchmark':<14}{'per second':>12}  {'(min to max)':<20}{'limit':>12}{'ratio':>8}  all else"
+)
 
 
 def summarize(
-    kind: type[R], name: str, n: int, pairs: Sequence[Pair], ratios: Sequence[float] = (), **more: Any
+    kind: type[R],
+    name: str,
+    n: int,
+    pairs: Sequence[Pair],
+    ratios: Sequence[float] = (),
+    /,
+    **more: Any,
 ) -> R:
     """Medians of interleaved pairs. `ratios`: one of each pair; without them those of the rates. `more`: further fields."""
     samples = [sample for sample, _ in pairs]

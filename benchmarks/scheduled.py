@@ -1,7 +1,7 @@
 """Whether jobs that are scheduled for later stand in the way of those that are due: they have a higher priority.
 
-Two schemas: one with nothing but today's jobs, one with more and more that are scheduled for tomorrow. Today's are drained in
-both, in turns.
+Two schemas: one with nothing but today's jobs, one with more and more that are scheduled for tomorrow. Today's are
+drained in both, in turns.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ __all__ = ["scheduled"]
 
 def scheduled(options: Options) -> Result:
     """Up to 1,000,000 scheduled (100,000 when quick), 50,000 due (10,000). `ratio`: to the drain without them."""
-    sizes = options.pick(full=(10_000, 100_000, 1_000_000), quick=(10_000, 100_000), tiny=(300, 1_000))
+    sizes = options.pick(
+        full=(10_000, 100_000, 1_000_000), quick=(10_000, 100_000), tiny=(300, 1_000)
+    )
     n = options.pick(full=50_000, quick=10_000, tiny=300)
     points: list[Point] = []
+    pairs: list[Pair] = []
     with fresh_schema(options) as plain, fresh_schema(options) as burdened:
         waiting = 0
         for size in sizes:
@@ -26,7 +29,9 @@ def scheduled(options: Options) -> Result:
             waiting = size
             last = size == sizes[-1]
             pairs = _pairs(options, plain, burdened, n, size, options.pairs if last else 1)
-            with_them, without = (median(side, "per_second") or 0.0 for side in zip(*pairs, strict=True))
+            with_them, without = (
+                median(side, "per_second") or 0.0 for side in zip(*pairs, strict=True)
+            )
             points.append(Point(size, with_them, without))
     return summarize(Result, "scheduled", n, pairs, points=points)
 

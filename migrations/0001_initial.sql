@@ -24,7 +24,7 @@ CREATE TABLE background_jobs (
     last_retry   timestamptz NOT NULL DEFAULT now(),
     created_at   timestamptz NOT NULL DEFAULT now(),
     priority     smallint    NOT NULL DEFAULT 0,
-    crashes      smallint    NOT NULL DEFAULT 0,
+    crashes      smallint    NOT NULL DEFAULT 0 CHECK (crashes >= 0),
     deduplicated boolean     NOT NULL DEFAULT false,
     position     bigint      NOT NULL DEFAULT nextval('background_jobs_position_seq'),
     queue        text        CHECK (octet_length(queue) BETWEEN 1 AND 400),
@@ -49,12 +49,15 @@ CREATE TABLE background_jobs (
 
 ALTER SEQUENCE background_jobs_position_seq OWNED BY background_jobs.position;
 
--- No index here, and no predicate, mentions a column that the claim of an ordinary row changes.
-CREATE INDEX background_jobs_fetch ON background_jobs (queue, priority DESC, position) WHERE run_at IS NULL;
-CREATE INDEX background_jobs_due ON background_jobs (run_at) WHERE run_at IS NOT NULL;
-CREATE INDEX background_jobs_suspect ON background_jobs (queue, priority DESC, position) WHERE crashes > 0;
+-- No index here, and no predicate, mentions a column that the claim of an ordinary row changes. No row is in two of the first
+-- four, and each query fits one of them alone: which one to take is never left to statistics.
+CREATE INDEX background_jobs_fetch ON background_jobs (queue, priority DESC, position)
+    WHERE run_at IS NULL AND queue IS NOT NULL AND crashes = 0;
+CREATE INDEX background_jobs_suspect ON background_jobs (queue, priority DESC, position)
+    WHERE run_at IS NULL AND queue IS NOT NULL AND crashes > 0;
 CREATE INDEX background_jobs_homeless ON background_jobs (job_type, priority DESC, position)
-    WHERE queue IS NULL AND run_at IS NULL;
+    WHERE run_at IS NULL AND queue IS NULL;
+CREATE INDEX background_jobs_due ON background_jobs (run_at) WHERE run_at IS NOT NULL;
 CREATE UNIQUE INDEX background_jobs_dedup ON background_jobs (dedup_key) WHERE dedup_key IS NOT NULL;
 
 -- ------------------------------------------------------------------------------------------------------ who is working
@@ -280,8 +283,7 @@ BEGIN
             SELECT job.id
             FROM background_jobs AS job
             WHERE job.queue = $3
-                -- as run_at IS NULL, but so that only the index of suspects can serve
-                AND coalesce(job.run_at, '-infinity') = '-infinity'
+                AND job.run_at IS NULL
                 AND job.session_id IS NULL
                 AND job.crashes > 0
                 AND job.crashes <= $8

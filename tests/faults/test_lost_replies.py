@@ -21,7 +21,7 @@ from workers import telemetry
 RUN_WITHIN = 5.0
 
 #: Parts of statements.
-CLAIM, COMPLETION = "INSERT INTO worker_claims", "DELETE FROM background_jobs"
+CLAIM, COMPLETION = "workers_claim(", "workers_complete("
 
 
 @pytest.fixture
@@ -60,21 +60,24 @@ async def test_jobs_of_a_claim_whose_reply_was_lost_run_soon(
     assert left(conn) == dict.fromkeys(left(conn), 0)
 
 
-async def test_a_claim_that_lands_after_the_loss_of_its_connection_strands_nothing(
+async def test_a_claim_that_lands_after_it_was_given_up_strands_nothing(
     conn: psycopg.Connection, database_url: str, proxy: Proxy, history: History, stage: Stage
 ) -> None:
     """Rule 2: the server is still at the claim when the runner gives back what stands under its token."""
-    ids = Brief.enqueue_batch(conn, [Brief(key=key) for key in range(20)])
-    with psycopg.connect(database_url) as blocker:
-        # a claim writes down what it took last: here it waits, with its rows taken
-        blocker.execute("LOCK TABLE worker_claims IN SHARE MODE")
-        async with hosted(proxy.url, stage, Brief):
-            await to_thread.run_sync(eventually, lambda: _waiting(conn, CLAIM))
-            proxy.cut()
-            await to_thread.run_sync(eventually, lambda: _waiting(conn, "FOR UPDATE"))
+    async with hosted(proxy.url, stage, Brief, listen=False) as handle:
+        with psycopg.connect(database_url) as blocker:
+            # a claim locks the row of its session
+            blocker.execute(
+                "SELECT FROM worker_sessions WHERE id = %s FOR UPDATE", [handle.session]
+            )
+            ids = Brief.enqueue_batch(conn, [Brief(key=key) for key in range(20)])
+            await to_thread.run_sync(eventually, lambda: _blocked(conn) == 1)
+            proxy.cut(CLAIM)
+            # having given up that one, the runner claims again, and has to wait as well
+            await to_thread.run_sync(eventually, lambda: _blocked(conn) == 2)
             blocker.rollback()
-            landed_at = time.monotonic()
-            ended = await arrived(history, "end", count=len(ids))
+        landed_at = time.monotonic()
+        ended = await arrived(history, "end", count=len(ids))
     assert ended[-1].at - landed_at < RUN_WITHIN
     assert Counter(event.job for event in history.events("start")) == dict.fromkeys(ids, 1)
     assert history.events("fenced") == []
@@ -137,9 +140,10 @@ def test_an_enqueue_that_is_repeated_because_its_reply_was_lost_is_not_doubled(
         conn.execute("DELETE FROM background_jobs")
 
 
-def _waiting(conn: psycopg.Connection, text: str) -> bool:
-    """Whether a statement that contains `text` waits for a lock."""
-    waiting = (
-        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND strpos(query, %s) > 0"
-    )
-    return bool(conn.execute(waiting, [text]).fetchall())
+def _blocked(conn: psycopg.Connection) -> int:
+    """How many claims wait for a lock."""
+    waiting = """
+    SELECT FROM pg_stat_activity
+    WHERE wait_event_type = 'Lock' AND strpos(query, %s) > 0
+    """
+    return len(conn.execute(waiting, [CLAIM]).fetchall())

@@ -23,7 +23,7 @@ __all__ = ["Proxy", "Trap", "proxy_to"]
 
 
 class Trap:
-    """What is done to statements whose text contains `text` and whose reply has rows, `times` times over."""
+    """What is done to the replies to statements whose text contains `text`, `times` times over."""
 
     def __init__(self, text: str, times: int, holds: bool, rows: bool) -> None:
         self.text = text
@@ -120,9 +120,9 @@ class Proxy:
         """Pass on what came in the meantime, and all that follows."""
         self._loop.call_soon_threadsafe(self._thawed.set)
 
-    def cut(self) -> None:
-        """Cut every link."""
-        self._call(self._cut)
+    def cut(self, text: str = "") -> None:
+        """Cut every link, or those on which a statement is being executed that contains `text`."""
+        self._call(lambda: self._cut(text))
 
     def _set(self, trap: Trap) -> Trap:
         self._traps.append(trap)
@@ -139,8 +139,8 @@ class Proxy:
         self._server.close()
         await self._cut()
 
-    async def _cut(self) -> None:
-        links = list(self._links)
+    async def _cut(self, text: str = "") -> None:
+        links = [link for link in self._links if text in link.executing]
         for link in links:
             link.cut()
         if links:
@@ -190,6 +190,8 @@ class _Link:
         self._proxy = proxy
         self._prepared: dict[bytes, str] = {}
         self._bound = ""
+        #: The statement that the server is at.
+        self.executing = ""
         self._trap: Trap | None = None
 
     def cut(self) -> None:
@@ -234,8 +236,8 @@ class _Link:
             _, name, _ = body.split(b"\0", 2)
             self._bound = self._prepared.get(name, "")
         elif kind == b"E" or kind == b"Q":
-            text = self._bound if kind == b"E" else body.decode(errors="replace")
-            self._trap = self._trap or self._proxy.trap_for(text)
+            self.executing = self._bound if kind == b"E" else body.decode(errors="replace")
+            self._trap = self._trap or self._proxy.trap_for(self.executing)
 
     async def _downstream(self) -> None:
         """From the server to the client."""
@@ -244,6 +246,8 @@ class _Link:
             while True:
                 kind, message = await _message(self._server_reader)
                 trap = self._trap
+                if kind == b"Z":
+                    self.executing = ""
                 if trap is None:
                     await self._pass(self._client_writer, message)
                     continue

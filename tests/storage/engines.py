@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, Protocol
 
+import anyio
 import psycopg
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
@@ -247,6 +248,16 @@ class PostgresEngine:
         # waits for the server to see that the owner of the lock is gone
         self.conn.execute("SELECT pg_advisory_lock(workers_lock_class(), %s::integer)", [session])
         self.conn.execute("SELECT pg_advisory_unlock(workers_lock_class(), %s::integer)", [session])
+
+    async def wait_blocked(self, statements: int = 1) -> None:
+        """Return once so many statements of this schema wait for a row that another transaction holds."""
+        query = (
+            "SELECT count(DISTINCT lock.pid) FROM pg_locks AS lock JOIN pg_locks AS other ON other.pid = lock.pid"
+            " WHERE NOT lock.granted AND other.relation = 'background_jobs'::regclass"
+        )
+        with anyio.fail_after(30):
+            while self.conn.execute(query).fetchone() != (statements,):
+                await anyio.lowlevel.checkpoint()
 
     def claims_of(self, session: int) -> dict[int, set[int]]:
         rows = self.conn.execute(

@@ -62,6 +62,11 @@ class Claimer:
         self.suspects = False
         self._lock = asyncio.Lock()
 
+    def found_suspects(self) -> None:
+        """Jobs are waiting that were claimed when a process died."""
+        self.suspects = True
+        self.wake()
+
     def wake(self) -> None:
         """Something may be waiting."""
         self._more = True
@@ -99,16 +104,22 @@ class Claimer:
 
     async def claim_suspect(self) -> int:
         """One claim of a single job that was claimed when a process died."""
-        alone = not self._gate.exclusive
-        claimed = await self._take(1, Scan(suspects=_ANY_CRASHES if alone else SHARED_CRASHES))
+        gate, claimed = self._gate, None
+        alone = not gate.exclusive
+        gate.exclusive = True  # until it is known what comes: other queues may ask at the same time
+        try:
+            claimed = await self._take(1, Scan(suspects=_ANY_CRASHES if alone else SHARED_CRASHES))
+        finally:
+            jobs = claimed.jobs if claimed is not None else ()
+            if alone and not any(job.crashes > SHARED_CRASHES for job in jobs):
+                gate.free()
         if claimed is None:
             return -1
-        if not claimed.jobs:
-            # if others wait for the exclusive one to end, the next maintenance says so again
+        if not jobs:
             self.suspects = False
-        elif claimed.jobs[0].crashes > SHARED_CRASHES:
-            self._gate.exclusive = True
-        return len(claimed.jobs)
+            if not alone:
+                gate.call_when_free(self.found_suspects)
+        return len(jobs)
 
     async def _take(self, limit: int, scan: Scan) -> Claimed | None:
         try:
@@ -159,7 +170,7 @@ class Claimer:
             session, token = self._lost[-1]
             released = await self._storage.release_claim(session, token)
             self._lost.pop()
-            self._ledger.unclaimed(token)
+            self._ledger.lost(token, time.monotonic())
             if released:
                 logger.warning("gave back %d jobs of a claim whose reply was lost", released)
 
@@ -189,7 +200,7 @@ class Claimer:
         for job in jobs:
             self._completer.ended(job, Release())
             if job.crashes > SHARED_CRASHES:
-                self._gate.exclusive = False
+                self._gate.free()
 
     async def _wait(self, poll_in: float, queue: WorkQueue) -> None:
         """Until something calls for attention, the next poll, or the next look at what was claimed in advance."""

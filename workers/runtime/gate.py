@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 __all__ = ["Gate"]
 
@@ -12,8 +13,20 @@ class Gate:
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
+        self._waiting: set[Callable[[], object]] = set()
         #: A job is here that killed its process more than once: no other one of the kind, and nothing in advance.
         self.exclusive = False
+
+    def call_when_free(self, callback: Callable[[], object]) -> None:
+        """Call back, once, when the job that must be alone has ended."""
+        self._waiting.add(callback)
+
+    def free(self) -> None:
+        """No job is here that must be alone."""
+        self.exclusive = False
+        waiting, self._waiting = self._waiting, set()
+        for callback in waiting:
+            callback()
 
     def open(self) -> None:
         """Let claims through."""

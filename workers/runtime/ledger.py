@@ -5,6 +5,7 @@ Used by the event loop; the control thread reads it, so every update is a single
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ..job import ClaimedJob
@@ -14,20 +15,25 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """Claims by token, jobs by id. Tokens rise for the life of the process, across sessions."""
+    """The jobs of each claim, by its token. Tokens rise for the life of the process, across sessions."""
 
     def __init__(self) -> None:
         self.session = 0
         self.claims = 0
+        #: When a claim was given back whose reply had been lost, by the monotonic clock. It may land yet.
+        self.lost_at = float("-inf")
         self._last_token = 0
         self._sessions: list[tuple[int, int]] = []  # (first token, session), latest last
         self._on_their_way: set[int] = set()
-        self._held: dict[int, int] = {}  # job id -> token
-        self._left: dict[int, int] = {}  # token -> jobs of it that are still held
+        # token -> ids of its jobs; an id can be under two, when what was just given back is claimed again
+        self._held: dict[int, set[int]] = {}
         self._claimed_at: dict[int, float] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return sum(map(len, self._held.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
 
     def begin_session(self, session: int) -> None:
         """Claims from here on belong to `session`."""
@@ -51,8 +57,7 @@ class Ledger:
         """The claim under `token` arrived."""
         if jobs:
             self.claims += 1
-            self._held.update(dict.fromkeys([job.id for job in jobs], token))
-            self._left[token] = len(jobs)
+            self._held[token] = {job.id for job in jobs}
             self._claimed_at[token] = now
         # last: the control thread looks here first
         self._on_their_way.discard(token)
@@ -61,16 +66,21 @@ class Ledger:
         """Nothing stands under `token`."""
         self._on_their_way.discard(token)
 
+    def lost(self, token: int, now: float) -> None:
+        """What stood under `token` was given back; its reply had been lost."""
+        self.lost_at = now
+        self._on_their_way.discard(token)
+
     def claimed_at(self, token: int) -> float:
         """When the jobs under `token` arrived."""
         return self._claimed_at.get(token, 0.0)
 
     def closing(self, guards: Iterable[Guard]) -> list[int]:
         """The tokens of this session of which no job is left once `guards` are written."""
-        counts: dict[int, int] = {}
-        for guard in guards:
-            counts[guard.token] = counts.get(guard.token, 0) + 1
-        emptied = [token for token, count in counts.items() if self._left.get(token) == count]
+        counts = Counter(guard.token for guard in guards)
+        emptied = [
+            token for token, count in counts.items() if len(self._held.get(token, ())) == count
+        ]
         return self._of_this_session(emptied)
 
     def settled(self, guards: Iterable[Guard]) -> list[int]:
@@ -80,14 +90,12 @@ class Ledger:
         """
         emptied = []
         for guard in guards:
-            if self._held.get(guard.id) != guard.token:
+            ids = self._held.get(guard.token)
+            if ids is None:
                 continue
-            del self._held[guard.id]
-            left = self._left[guard.token] - 1
-            if left:
-                self._left[guard.token] = left
-            else:
-                del self._left[guard.token]
+            ids.discard(guard.id)
+            if not ids:
+                del self._held[guard.token]
                 self._claimed_at.pop(guard.token, None)
                 emptied.append(guard.token)
         return self._of_this_session(emptied)
@@ -106,5 +114,5 @@ class Ledger:
             for token, ids in claims.items()
             if token not in self._on_their_way
             for job_id in ids
-            if self._held.get(job_id) != token
+            if job_id not in self._held.get(token, ())
         ]

@@ -82,7 +82,7 @@ class Reports:
                 attempt.stop(Fenced())
             for job in queue.take_back():
                 self._completer.dropped(job)
-        self._gate.exclusive = False
+        self._gate.free()
         telemetry.emit(telemetry.SessionLost(session=old, successor=session))
         self._resume()
 
@@ -93,8 +93,7 @@ class Reports:
         for queue in result.suspects:
             claimer = self._claimers.get(queue)
             if claimer is not None and not claimer.suspects:
-                claimer.suspects = True
-                claimer.wake()
+                claimer.found_suspects()
         for job_type, queue in result.stray:
             if (job_type, queue) not in self._warned:
                 self._warned.add((job_type, queue))

@@ -179,7 +179,8 @@ class SessionKeeper:
 
     def _now_and_then(self) -> None:
         now = time.monotonic()
-        if now >= self._next_reconcile:
+        # a claim that was given up may land long after its connection is gone
+        if now >= self._next_reconcile or now < self._ledger.lost_at + self._request.lease:
             self._next_reconcile = now + self._request.lease
             # the order matters: what is claimed after this line is not in `claims`
             claims = self._control.claims()

@@ -65,13 +65,7 @@ class Supervisor:
         self.completer = Completer(storage, self.ledger)
         self._gate = Gate()
         self._queues = {name: WorkQueue(name, queue) for name, queue in queues.items()}
-        job_types = tuple(sorted(job_type.name for job_type in registry))
-        self._claimers = {
-            name: Claimer(
-                storage, queue, self.ledger, self.completer, self._gate, job_types, config.max_batch
-            )
-            for name, queue in self._queues.items()
-        }
+        self._claimers = {name: self._make_claimer(queue) for name, queue in self._queues.items()}
         threads: ThreadJobs = set()
         num_workers = sum(queue.num_workers for queue in queues.values())
         self._executor = Executor(
@@ -89,18 +83,7 @@ class Supervisor:
             on_stall,
         )
         self._listening = Listening(storage.listener, self._reports.wake, self._listener_address)
-        self._keeper = SessionKeeper(
-            storage.control(),
-            self.ledger,
-            self._reports,
-            MaintenanceRequest(
-                lease=config.lease,
-                declared={job_type.name: job_type.queue for job_type in registry},
-                queues=tuple(self._queues),
-            ),
-            name=config.name,
-            stall_limit=config.loop_stall_limit,
-        )
+        self._keeper = self._make_keeper()
         self._reports.probed_listener = self._listening.probed
         self._crew = Crew(self._queues, self._make_worker, self._die)
         self._writer: asyncio.Task[None] | None = None
@@ -181,6 +164,32 @@ class Supervisor:
         if cancelled is not None:
             raise cancelled
 
+    def _make_claimer(self, queue: WorkQueue) -> Claimer:
+        return Claimer(
+            self._storage,
+            queue,
+            self.ledger,
+            self.completer,
+            self._gate,
+            tuple(sorted(job_type.name for job_type in self._registry)),
+            self._config.max_batch,
+        )
+
+    def _make_keeper(self) -> SessionKeeper:
+        request = MaintenanceRequest(
+            lease=self._config.lease,
+            declared={job_type.name: job_type.queue for job_type in self._registry},
+            queues=tuple(self._queues),
+        )
+        return SessionKeeper(
+            self._storage.control(),
+            self.ledger,
+            self._reports,
+            request,
+            name=self._config.name,
+            stall_limit=self._config.loop_stall_limit,
+        )
+
     def _make_worker(self, queue: WorkQueue) -> Worker:
         return Worker(
             queue, self._executor, self._registry, self.ledger, self.completer, self._gate
@@ -258,11 +267,11 @@ class Supervisor:
 
     def _die(self, error: BaseException) -> None:
         """Something that the runner can't be without has failed: say so, and shut down."""
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            (error,) = error.exceptions
         if self._failure is None:
+            logger.critical("the runner dies: %r", error, exc_info=error)
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
             self._failure = error
-            logger.critical("the runner dies: %s", error, exc_info=error)
         self.shutdown()
 
     def _is_closing(self) -> bool:

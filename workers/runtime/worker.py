@@ -100,7 +100,7 @@ class Worker:
         if timer is not None:
             timer.cancel()
         if job.crashes > SHARED_CRASHES:
-            self._gate.exclusive = False
+            self._gate.free()
         duration = time.monotonic() - started
         self._queue.demand.ran(duration)
         if outcome is None or transition is None:  # the job is somebody else's by now

@@ -12,24 +12,25 @@ import psycopg
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
-from psycopg_pool import AsyncConnectionPool
 
 from ...errors import StorageRejectedError, StorageUnavailableError
+from .lender import Lender
 
-__all__ = ["PLANNER", "STATEMENT_SECONDS", "AnyPool", "Checkout", "fetch_on", "translated"]
+__all__ = ["PLANNER", "STATEMENT_SECONDS", "Checkout", "fetch_on", "translated"]
 
 T = TypeVar("T")
-AnyPool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 
 #: No statement of the runtime takes longer; a server that does not answer by then counts as gone.
 STATEMENT_SECONDS = 30.0
 
-#: How statements that look for rows of the job table are planned: by an index, whatever the statistics say. A queue is full
-#: one minute and empty the next, and they are of some other minute: a handful of due jobs would be joined by reading five
-#: million that wait. (With some ways forbidden, costs mean nothing; they must not start the JIT compiler.)
+#: How statements that look for rows of the job table are planned, together with an `id = ANY` or one fitting index: walk
+#: that index, join by hash. A queue is full one minute and empty the next, and its statistics are of some other minute: left
+#: to itself the planner reads five million waiting jobs to find ten that are due, or joins them each with each.
+#: (With ways forbidden, costs mean nothing; they must not start the JIT compiler.)
 PLANNER = {
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
+    "enable_nestloop": "off",
     "enable_mergejoin": "off",
     "jit": "off",
 }
@@ -96,13 +97,13 @@ def _first_line(error: BaseException) -> str:
 
 
 class Checkout:
-    """Checkouts from `pool`: autocommit, READ COMMITTED, our search_path and no timeout too short for us, all put back.
+    """Connections of `lender`: autocommit, READ COMMITTED, our search_path and no timeout too short for us, all put back.
 
     What a connection has is asked once in its life. On ordinary connections nothing needs to be set.
     """
 
-    def __init__(self, pool: AnyPool) -> None:
-        self._pool = pool
+    def __init__(self, lender: Lender) -> None:
+        self._lender = lender
         self._search_path: str | None = None
         self._repairs: WeakKeyDictionary[psycopg.AsyncConnection[Any], dict[str, str]] = (
             WeakKeyDictionary()
@@ -153,7 +154,7 @@ class Checkout:
     async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """A connection, for STATEMENT_SECONDS at most."""
         async with asyncio.timeout(STATEMENT_SECONDS):
-            conn = await self._pool.getconn()
+            conn = await self._lender.borrow()
             try:
                 undo = await self._adjust(conn)
                 try:
@@ -161,7 +162,7 @@ class Checkout:
                 finally:
                     await undo()
             finally:
-                await self._pool.putconn(conn)
+                await self._lender.give_back(conn)
 
     async def _adjust(self, conn: psycopg.AsyncConnection[Any]) -> Callable[[], Awaitable[None]]:
         """Make `conn` fit for our statements; returns what takes that back."""

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import conninfo
 
-from .checkout import AnyPool
+from .lender import AnyPool
 
 __all__ = ["Connector"]
 

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from ...job import MAX_PRIORITY, MIN_PRIORITY
 from ..base import Wake
 from .checkout import fetch_on, translated
 
@@ -54,6 +55,9 @@ def _parse(payload: str) -> Wake:
     position, _, rest = payload.partition(" ")
     priority, _, queue = rest.partition(" ")
     try:
-        return Wake(queue, int(priority), int(position))
+        wake = Wake(queue, int(priority), int(position))
     except ValueError:
         return Wake()
+    # a hint beyond the columns' types would make every claim from it an error
+    known = MIN_PRIORITY <= wake.priority <= MAX_PRIORITY and 0 <= wake.position < 2**63
+    return wake if known else Wake()

@@ -28,9 +28,10 @@ from ..base import (
     TransactionalRun,
     Wake,
 )
-from .checkout import AnyPool, Checkout, translated
+from .checkout import Checkout, translated
 from .connector import Connector
 from .hints import Plan, ScanHints, ScanKind
+from .lender import AnyPool, Lender
 from .listener import PostgresListener
 from .literals import number_array, text_array
 from .producing import enqueue
@@ -68,9 +69,10 @@ class PostgresStorage:
         if isinstance(target, str):
             target = AsyncConnectionPool(target, min_size=1, max_size=4, open=False, name="workers")
         self._pool: AnyPool = target
-        checkout = self._checkout = Checkout(self._pool)
-        self._reader = JobReader(checkout)
         connector = self._connector = Connector(self._pool)
+        self._lender = Lender(self._pool, connector.connect_async)
+        checkout = self._checkout = Checkout(self._lender)
+        self._reader = JobReader(checkout)
         self._hints: dict[str, ScanHints] = defaultdict(ScanHints)
         self._opened = False
         self._listen = listen
@@ -83,6 +85,8 @@ class PostgresStorage:
         """Open the pool where it is not. Raises MigrationError when the tables are missing."""
         if self._pool.closed:
             with translated():
+                # a pool goes on trying for half a minute before it says what is wrong
+                await (await self._connector.connect_async()).close()
                 await self._pool.open(wait=True)
             self._opened = True
         ((ready,),) = await self._checkout.fetch(
@@ -96,6 +100,7 @@ class PostgresStorage:
     async def close(self) -> None:
         """Close the pool if `open` opened it."""
         await self._transactions.close()
+        await self._lender.close()
         if self._opened:
             self._opened = False
             await self._pool.close()
@@ -157,6 +162,8 @@ class PostgresStorage:
     async def release_claim(self, session: int, token: int) -> int:
         """Give back whatever stands under `token`."""
         rows = await self._checkout.search(_HELD_IDS, {"session": session, "tokens": [token]})
+        if not rows:  # nor is the claim forgotten: it may still be under way
+            return 0
         release = Release()
         settlements = [
             Settlement(Guard(job_id, token), deduplicated, release)

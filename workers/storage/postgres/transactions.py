@@ -9,6 +9,8 @@ the table was empty would read all of it for one row.
 
 from __future__ import annotations
 
+import contextlib
+import selectors
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -47,7 +49,7 @@ class TransactionConnections:
     async def run(self, session: int, guard: Guard) -> AsyncIterator[TransactionalRun | None]:
         """One attempt on an asynchronous connection; None when the job is no longer this claim's."""
         with translated():
-            conn = self._idle_async.pop() if self._idle_async else await self._connect_async()
+            conn = await self._take_async()
         row_factory, raised = conn.row_factory, False
         try:
             async with conn.transaction():
@@ -74,7 +76,7 @@ class TransactionConnections:
     def run_sync(self, session: int, guard: Guard) -> Iterator[SyncTransactionalRun | None]:
         """The same on a synchronous connection, for a job in a thread."""
         with translated():
-            conn = self._idle.pop() if self._idle else self._connect()
+            conn = self._take()
         row_factory, raised = conn.row_factory, False
         try:
             with conn.transaction():
@@ -99,6 +101,23 @@ class TransactionConnections:
                 self._idle.append(conn)
             else:
                 conn.close()
+
+    async def _take_async(self) -> psycopg.AsyncConnection[Any]:
+        while self._idle_async:
+            conn = self._idle_async.pop()
+            if _is_quiet(conn):
+                return conn
+            await conn.close()
+        return await self._connect_async()
+
+    def _take(self) -> psycopg.Connection[Any]:
+        with contextlib.suppress(IndexError):  # another thread may have taken the last one
+            while True:
+                conn = self._idle.pop()
+                if _is_quiet(conn):
+                    return conn
+                conn.close()
+        return self._connect()
 
     async def close(self) -> None:
         """Close what is idle, and what is in use as soon as it is not."""
@@ -137,6 +156,13 @@ class _SyncRun:
         with translated():
             cursor = psycopg.Cursor(self.connection, row_factory=tuple_row)
             _check_written(cursor.execute(sql, params, prepare=False).rowcount)
+
+
+def _is_quiet(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether the server has said nothing unasked on an idle connection: its farewell, most likely."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(conn.fileno(), selectors.EVENT_READ)
+        return not selector.select(0)
 
 
 def _lock_params(session: int, guard: Guard) -> dict[str, int]:

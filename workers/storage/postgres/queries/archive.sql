@@ -7,7 +7,8 @@ WITH guard AS (
 ), gone AS (
     DELETE FROM background_jobs AS job
     USING guard
-    WHERE job.id = guard.id AND job.claim_token = guard.token AND job.session_id = %(session)s
+    WHERE job.id = ANY(%(ids)s::bigint[]) AND job.session_id = %(session)s
+        AND job.id = guard.id AND job.claim_token = guard.token
     RETURNING job.*, guard.state, guard.reason
 ), kept AS (
     INSERT INTO archived_jobs AS kept (

@@ -1,7 +1,10 @@
 -- The claims of a session under which nothing stands any more.
-DELETE FROM worker_claims AS claim
-WHERE claim.session_id = %(session)s
-    AND NOT EXISTS (
-        SELECT FROM background_jobs AS job
-        WHERE job.id = ANY(claim.ids) AND job.session_id = claim.session_id AND job.claim_token = claim.token
-    )
+WITH claim AS MATERIALIZED (
+    SELECT unnest(ids) AS id FROM worker_claims WHERE session_id = %(session)s
+), standing AS MATERIALIZED (
+    SELECT DISTINCT job.claim_token
+    FROM background_jobs AS job
+    WHERE job.id = ANY(ARRAY(SELECT id FROM claim)) AND job.session_id = %(session)s
+)
+DELETE FROM worker_claims
+WHERE session_id = %(session)s AND token <> ALL(ARRAY(SELECT claim_token FROM standing))

@@ -8,6 +8,9 @@
 --           server up for 5 s; or the lease has run out. The caller says which of the two it may judge by.
 -- staged    scheduled and retryable rows that are due become available, in the order of their times.
 -- homed     rows inserted without a queue get the one that their job type declares.
+--
+-- Where the job table is joined, `id = ANY` comes first: with PLANNER's settings (checkout.py) that is the primary key and a
+-- hash join, whatever the statistics say.
 WITH renewed AS (
     UPDATE worker_sessions
     SET lease_until = now() + %(lease)s * interval '1 second'
@@ -67,7 +70,7 @@ WITH renewed AS (
         position = due.position,
         queue = coalesce(job.queue, (%(declared_queues)s::text[])[array_position(%(job_types)s::text[], job.job_type)])
     FROM due
-    WHERE job.id = due.id
+    WHERE job.id = due.id AND job.id = ANY(ARRAY(SELECT id FROM due))
     RETURNING job.queue, job.priority, job.position
 ), homeless AS MATERIALIZED (
     SELECT id, nextval('background_jobs_position_seq') AS position
@@ -91,7 +94,7 @@ WITH renewed AS (
     SET queue = (%(declared_queues)s::text[])[array_position(%(job_types)s::text[], job.job_type)],
         position = homeless.position
     FROM homeless
-    WHERE job.id = homeless.id
+    WHERE job.id = homeless.id AND job.id = ANY(ARRAY(SELECT id FROM homeless))
     RETURNING job.queue, job.priority, job.position
 ), woken AS MATERIALIZED (
     SELECT queue, priority, min(position) AS position, workers_notify(queue, priority, min(position))
@@ -110,6 +113,4 @@ UNION ALL
 SELECT DISTINCT 'suspects', job.queue, NULL::smallint, NULL::bigint
 FROM background_jobs AS job
 WHERE job.crashes > 0 AND job.session_id IS NULL
-    -- as run_at IS NULL, but so that only the index of suspects can serve
-    AND coalesce(job.run_at, '-infinity') = '-infinity'
-    AND job.queue = ANY(%(queues)s::text[]) AND job.job_type = ANY(%(job_types)s::text[])
+    AND job.run_at IS NULL AND job.queue = ANY(%(queues)s::text[]) AND job.job_type = ANY(%(job_types)s::text[])

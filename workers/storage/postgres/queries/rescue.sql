@@ -1,15 +1,18 @@
 -- Give back the ordinary jobs of every dead session, each with one crash more. All claims of sessions that are not alive are
 -- looked at, each time: a claim that was on its way when its session died may have landed since. Rows that are still locked
--- (a transaction of the dead process that the server has not noticed) are left for the next sweep.
-WITH lost AS MATERIALIZED (
+-- (a transaction of the dead process that the server has not noticed) are left for the next sweep. (Why `id = ANY`: see maintain.sql.)
+WITH claim AS MATERIALIZED (
+    SELECT claim.session_id, claim.token, unnest(claim.ids) AS id
+    FROM worker_sessions AS session JOIN worker_claims AS claim ON claim.session_id = session.id
+    WHERE NOT session.alive
+), lost AS MATERIALIZED (
     SELECT *, nextval('background_jobs_position_seq') AS position
     FROM (
         SELECT job.id, job.session_id
-        FROM worker_sessions AS session
-        JOIN worker_claims AS claim ON claim.session_id = session.id
+        FROM claim
         JOIN background_jobs AS job
-            ON job.id = ANY(claim.ids) AND job.session_id = claim.session_id AND job.claim_token = claim.token
-        WHERE NOT session.alive AND NOT job.deduplicated
+            ON job.id = claim.id AND job.session_id = claim.session_id AND job.claim_token = claim.token
+        WHERE job.id = ANY(ARRAY(SELECT id FROM claim)) AND NOT job.deduplicated
         ORDER BY job.id
         FOR UPDATE OF job SKIP LOCKED
     ) AS ordinary
@@ -20,7 +23,7 @@ WITH lost AS MATERIALIZED (
         crashes = least(job.crashes, 32766) + 1,
         position = lost.position
     FROM lost
-    WHERE job.id = lost.id
+    WHERE job.id = lost.id AND job.id = ANY(ARRAY(SELECT id FROM lost))
     RETURNING lost.session_id, job.queue, job.priority, job.position
 ), announced AS (
     SELECT workers_notify(queue, priority, min(position)) FROM back GROUP BY queue, priority

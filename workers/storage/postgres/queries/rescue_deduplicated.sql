@@ -1,15 +1,18 @@
 -- The same for deduplicated jobs: taken out and put back, or superseded. See wait_deduplicated.sql. `only`: this job alone.
-WITH lost AS MATERIALIZED (
+WITH claim AS MATERIALIZED (
+    SELECT claim.session_id, claim.token, unnest(claim.ids) AS id
+    FROM worker_sessions AS session JOIN worker_claims AS claim ON claim.session_id = session.id
+    WHERE NOT session.alive
+), lost AS MATERIALIZED (
     SELECT job.id
-    FROM worker_sessions AS session
-    JOIN worker_claims AS claim ON claim.session_id = session.id
+    FROM claim
     JOIN background_jobs AS job
-        ON job.id = ANY(claim.ids) AND job.session_id = claim.session_id AND job.claim_token = claim.token
-    WHERE NOT session.alive AND job.deduplicated AND (%(only)s::bigint IS NULL OR job.id = %(only)s)
+        ON job.id = claim.id AND job.session_id = claim.session_id AND job.claim_token = claim.token
+    WHERE job.id = ANY(ARRAY(SELECT id FROM claim)) AND job.deduplicated AND (%(only)s::bigint IS NULL OR job.id = %(only)s)
     ORDER BY job.id
     FOR UPDATE OF job SKIP LOCKED
 ), gone AS (
-    DELETE FROM background_jobs AS job USING lost WHERE job.id = lost.id RETURNING job.*
+    DELETE FROM background_jobs AS job WHERE job.id = ANY(ARRAY(SELECT id FROM lost)) RETURNING job.*
 ), back AS (
     INSERT INTO background_jobs AS job (
         id, job_type, data, retries, last_retry, created_at, priority, crashes, deduplicated, queue, dedup_key, last_error

@@ -1,6 +1,6 @@
 -- Ordinary jobs go back to waiting: retried, snoozed, interrupted or never started. A NULL delay means available at once.
 -- Rows are locked in id order, so that overlapping statements do not deadlock. Nothing here can raise: counters are capped,
--- delays are bounded.
+-- delays are bounded. (Why `id = ANY`: see maintain.sql.)
 WITH guard AS (
     SELECT *
     FROM unnest(
@@ -11,7 +11,7 @@ WITH guard AS (
     FROM (
         SELECT job.id, guard.delay, guard.error, guard.counted
         FROM background_jobs AS job JOIN guard ON job.id = guard.id AND job.claim_token = guard.token
-        WHERE job.session_id = %(session)s
+        WHERE job.id = ANY(%(ids)s::bigint[]) AND job.session_id = %(session)s
         ORDER BY job.id
         FOR UPDATE OF job
     ) AS own
@@ -25,7 +25,7 @@ WITH guard AS (
         run_at = workers_run_at(NULL, held.delay),
         position = held.position
     FROM held
-    WHERE job.id = held.id
+    WHERE job.id = held.id AND job.id = ANY(ARRAY(SELECT id FROM held))
     RETURNING job.id, job.queue, job.priority, job.position, job.run_at
 ), announced AS (
     SELECT workers_notify(queue, priority, min(position)) FROM back WHERE run_at IS NULL GROUP BY queue, priority

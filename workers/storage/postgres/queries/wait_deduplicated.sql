@@ -9,7 +9,8 @@ WITH guard AS (
 ), gone AS (
     DELETE FROM background_jobs AS job
     USING guard
-    WHERE job.id = guard.id AND job.claim_token = guard.token AND job.session_id = %(session)s
+    WHERE job.id = ANY(%(ids)s::bigint[]) AND job.session_id = %(session)s
+        AND job.id = guard.id AND job.claim_token = guard.token
     RETURNING job.*, guard.delay, guard.error, guard.counted
 ), back AS (
     INSERT INTO background_jobs AS job (

@@ -1,0 +1,42 @@
+"""Each benchmark, as small as it goes: that it works and counts, not how fast it is."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.bench import Options, Scale
+from benchmarks.goals import GOALS
+from tests.helpers.server import TestServer
+
+FIELDS = {
+    *("name", "n", "runs", "per_second", "min", "max", "limit_per_second"),
+    *("ratio", "exactly_once"),
+}
+MORE = {
+    "drain": {"wal_bytes_per_job"},
+    "drain2": {"times_one_process"},
+    "latency": {"p50_ms", "p99_ms", "limit_p50_ms"},
+    "backlog": {"p50_ms", "p95_ms", "p99_ms", "points"},
+    "scheduled": {"points"},
+    "pinned": {"points", "whole_per_second"},
+    "memory": {"rss_mb", "limit_rss_mb"},
+    "python_time": {"driver_us", "hottest"},
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_job_ran_once_and_each_field_is_there(server: TestServer, name: str) -> None:
+    result = BENCHMARKS[name](Options(server.dsn, Scale.TINY))
+    found = msgspec.json.decode(msgspec.json.encode(result))
+    wanted = FIELDS | MORE.get(name, set()) | {goal.field for goal in GOALS.get(name, [])}
+    assert wanted <= found.keys()
+    assert found["name"] == name
+    assert found["exactly_once"] is True
+    for field in ("n", "runs", "per_second", "limit_per_second", "ratio"):
+        assert math.isfinite(found[field]), field
+        assert found[field] > 0, field
+    assert found["min"] <= found["per_second"] <= found["max"]

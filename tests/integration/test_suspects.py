@@ -1,0 +1,129 @@
+"""Jobs that were claimed when a process died are claimed one by one, and never in advance. Rule 20, guarantee 6.
+
+How they come to be counted is tested with real crashes elsewhere; here the counters are written by SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+
+from tests.conftest import AsyncPool
+from tests.helpers.running import World, drain, eventually, running
+from workers import BackgroundJob
+from workers.storage.base import Claimed, ClaimRequest
+from workers.storage.postgres.storage import PostgresStorage
+
+WAITING = "SELECT count(*) FROM background_jobs"
+CLAIMED = "SELECT crashes, count(*) FROM background_jobs WHERE session_id IS NOT NULL GROUP BY 1 ORDER BY 1"
+
+
+class Job(BackgroundJob[World]):
+    max_crashes = 100
+    number: int = 0
+
+    async def run(self, ctx: World) -> None:
+        ctx.note(self.number)
+
+
+class Hold(BackgroundJob[World]):
+    max_crashes = 100
+
+    async def run(self, ctx: World) -> None:
+        ctx.note("began")
+        ctx.signal("runs")
+        await ctx.wait("may end")
+
+
+class HoldElsewhere(Hold):
+    job_name = "hold_elsewhere"
+    queue = "elsewhere"
+
+
+@pytest.fixture
+def claims(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """How many jobs each claim took, and the largest number of crashes among them."""
+    made: list[tuple[int, int]] = []
+    claim = PostgresStorage.claim
+
+    async def note(self: PostgresStorage, request: ClaimRequest) -> Claimed:
+        claimed = await claim(self, request)
+        if claimed.jobs:
+            made.append((len(claimed.jobs), max(job.crashes for job in claimed.jobs)))
+        return claimed
+
+    monkeypatch.setattr(PostgresStorage, "claim", note)
+    return made
+
+
+async def test_suspects_are_claimed_one_by_one(
+    pool: AsyncPool, conn: psycopg.Connection, claims: list[tuple[int, int]]
+) -> None:
+    """Beside ordinary jobs in batches: a claim that holds a suspect holds nothing else."""
+    Job.enqueue_batch(conn, [Job(number=number) for number in range(200)])
+    conn.execute("UPDATE background_jobs SET crashes = 1 WHERE (data->>'number')::int % 20 = 0")
+    conn.execute("UPDATE background_jobs SET crashes = 2 WHERE (data->>'number')::int % 40 = 0")
+    world = World()
+    await drain(pool, Job, context=world)
+    assert sorted(world.seen) == list(range(200))
+    assert {size for size, crashes in claims if crashes} == {1}
+    assert max(size for size, crashes in claims if not crashes) > 1
+
+
+async def test_one_that_crashed_twice_has_no_other_suspect_beside_it(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """In the whole runner, over all queues; ordinary jobs run, and when it has ended the next one does."""
+    Hold.enqueue_batch(conn, [Hold() for _ in range(2)])
+    HoldElsewhere.enqueue_batch(conn, [HoldElsewhere() for _ in range(2)])
+    conn.execute("UPDATE background_jobs SET crashes = 2")
+    Job(number=7).enqueue(conn)
+    world = World()
+    async with running(pool, Hold, HoldElsewhere, Job, context=world):
+        await world.wait("runs")
+        await eventually(conn, WAITING, [(4,)])
+        # a round of housekeeping names the suspects again, and none is taken
+        conn.execute("INSERT INTO background_jobs (job_type, data) VALUES ('job', '{}')")
+        await eventually(conn, WAITING, [(4,)])
+        assert conn.execute(CLAIMED).fetchall() == [(2, 1)]
+        assert world.seen.count("began") == 1
+        world.signal("may end")
+        await eventually(conn, WAITING, [(0,)])
+    assert world.seen.count("began") == 4
+
+
+async def test_those_that_crashed_once_run_beside_each_other(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """Most of them are innocent neighbours: one by one would take too long."""
+    Hold.enqueue_batch(conn, [Hold() for _ in range(5)])
+    conn.execute("UPDATE background_jobs SET crashes = 1")
+    world = World()
+    async with running(pool, Hold, context=world):
+        await eventually(conn, CLAIMED, [(1, 5)])
+        world.signal("may end")
+        await eventually(conn, WAITING, [(0,)])
+
+
+async def test_a_suspect_is_not_claimed_in_advance(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """It waits in the table until a worker is free, however brief the jobs of its queue are."""
+    Job.enqueue_batch(conn, [Job() for _ in range(100)])
+    world = World()
+    async with running(pool, Job, Hold, context=world, workers=1):
+        await eventually(conn, WAITING, [(0,)])
+        Hold().enqueue(conn)
+        await world.wait("runs")
+        Job.enqueue_batch(conn, [Job(number=1) for _ in range(3)])
+        conn.execute("UPDATE background_jobs SET crashes = 1 WHERE job_type = 'job'")
+        conn.execute("INSERT INTO background_jobs (job_type, data) VALUES ('job', '{}')")
+        # housekeeping has found the suspects when it has found the row without a queue
+        await eventually(conn, "SELECT count(*) FROM background_jobs WHERE queue IS NULL", [(0,)])
+        await asyncio.sleep(0.05)
+        query = "SELECT count(*) FROM background_jobs WHERE crashes > 0 AND session_id IS NOT NULL"
+        assert conn.execute(query).fetchone() == (0,)
+        world.signal("may end")
+        await eventually(conn, WAITING, [(0,)])

@@ -1,0 +1,179 @@
+"""Wake-ups: who is told what, and how a deaf or dead listener shows (rule 27)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from tests.storage.engines import Engine, PostgresEngine, Runner, mail, mails
+from workers.errors import StorageUnavailableError
+from workers.lifecycle import Bury, Release
+from workers.storage.base import Listener, Wake
+
+LONG = 30.0  # seconds; a wake-up takes milliseconds
+
+
+class Ear:
+    """A listener that is asked for one message after the other."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self._messages = listener.__aiter__()
+
+    async def hear(self) -> Wake | None:
+        with anyio.fail_after(LONG):
+            return await self._messages.__anext__()
+
+    async def where(self) -> tuple[str, int]:
+        wake = await self.hear()
+        assert wake is not None
+        return wake.queue, wake.priority
+
+
+@pytest.fixture
+async def ear(engine: Engine) -> AsyncIterator[Ear]:
+    listener = engine.storage.listener()
+    assert listener is not None
+    await listener.open()
+    yield Ear(listener)
+    await listener.close()
+
+
+async def test_enqueue_wakes(engine: Engine, ear: Ear) -> None:
+    """Rule 27: queue, priority and the lowest position of a batch."""
+    await engine.storage.enqueue(mails(3, priority=4))
+    first = await ear.hear()
+    assert first is not None
+    assert (first.queue, first.priority) == ("default", 4)
+    await engine.storage.enqueue([mail(9, queue="a queue", deduplicated=True)])
+    second = await ear.hear()
+    assert second is not None
+    assert (second.queue, second.priority) == ("a queue", 0)
+    assert second.position >= first.position + 3
+
+
+async def test_what_is_not_available_wakes_nobody(engine: Engine, ear: Ear) -> None:
+    """Rule 27: scheduled, homeless and superseded jobs are announced when they become available."""
+    await engine.storage.enqueue(
+        [mail(1, delay=60), mail(2, queue=None), mail(3, deduplicated=True, delay=60)]
+    )
+    await engine.storage.enqueue([mail(3, deduplicated=True)])
+    await engine.storage.enqueue([mail(queue="last")])
+    assert await ear.where() == ("last", 0)
+
+
+async def test_staging_release_and_requeue_wake(engine: Engine, runner: Runner, ear: Ear) -> None:
+    """Rule 27: every way of becoming available is announced."""
+    await engine.storage.enqueue([mail(1, delay=60, priority=1)])
+    engine.advance(60)
+    runner.maintain()
+    assert await ear.where() == ("default", 1)
+    await runner.settle(await runner.take(), Release())
+    assert await ear.where() == ("default", 1)
+    [job] = await runner.take()
+    await runner.settle([job], Bury("over"))
+    assert await engine.storage.requeue([job.id]) == [job.id]
+    assert await ear.where() == ("default", 1)
+    assert await runner.take(token=5000)
+    assert await engine.storage.release_claim(runner.session, 5000) == 1
+    assert await ear.where() == ("default", 1)
+
+
+async def test_rescue_wakes(engine: Engine, runner: Runner, other: Runner, ear: Ear) -> None:
+    """Rule 27: the jobs of a dead runner are announced, ordinary and deduplicated ones."""
+    await engine.storage.enqueue([mail(1, priority=1), mail(2, priority=2, deduplicated=True)])
+    heard = {await ear.where(), await ear.where()}
+    await runner.take()
+    await runner.crash()
+    other.bury()
+    assert {await ear.where(), await ear.where()} == heard == {("default", 1), ("default", 2)}
+
+
+async def test_probe(engine: Engine, runner: Runner, ear: Ear) -> None:
+    """Rule 27: a probe reaches the listener that it is meant for, and no other."""
+    second = engine.storage.listener()
+    assert second is not None
+    await second.open()
+    try:
+        assert second.address != ear.listener.address
+        runner.control.probe(second.address)
+        runner.control.probe(ear.listener.address)
+        assert await ear.hear() is None
+        assert await Ear(second).hear() is None
+        await engine.storage.enqueue(mails(1))
+        assert await ear.where() == ("default", 0)
+    finally:
+        await second.close()
+
+
+async def test_a_closed_listener_ends(ear: Ear) -> None:
+    """Closing it ends the stream, or raises the port's error; it never hangs."""
+    await ear.listener.close()
+    with pytest.raises((StopAsyncIteration, StorageUnavailableError)):
+        await ear.hear()
+
+
+async def test_a_lost_connection_shows(postgres: PostgresEngine) -> None:
+    """Rule 27: a listener whose backend is gone raises; polling goes on."""
+    listener = postgres.storage.listener()
+    assert listener is not None
+    await listener.open()
+    postgres.conn.execute(
+        "SELECT pg_terminate_backend(%s, 5000)", [int(listener.address.split()[1])]
+    )
+    with pytest.raises(StorageUnavailableError):
+        await Ear(listener).hear()
+    await listener.close()
+    again = postgres.storage.listener()
+    assert again is not None
+    await again.open()
+    await postgres.storage.enqueue(mails(1))
+    assert await Ear(again).where() == ("default", 0)
+    await again.close()
+
+
+FOREIGN = [
+    "",
+    "x",
+    "1",
+    "1 2",
+    "one two three",
+    "1 0 ",
+    "9223372036854775808 0 default",
+    "1 99999 default",
+]
+
+
+@pytest.mark.parametrize("payload", FOREIGN)
+async def test_foreign_notifications(postgres: PostgresEngine, payload: str) -> None:
+    """Rule 27: whatever somebody else sends on the channel wakes, and never ends the stream or spoils a claim."""
+    listener, runner = postgres.storage.listener(), postgres.runner()
+    assert listener is not None
+    await listener.open()
+    assert await runner.take(thorough=False) == []
+    postgres.conn.execute("SELECT pg_notify(workers_channel(), %s)", [payload])
+    ear = Ear(listener)
+    wake = await ear.hear()
+    assert wake is not None
+    postgres.storage.noticed(wake)
+    await postgres.storage.enqueue(mails(2))
+    assert len(await runner.take(1, thorough=False)) == 1
+    postgres.storage.noticed(wake)
+    assert len(await runner.take(1, thorough=False)) == 1
+    assert await ear.where() == ("default", 0)
+    await listener.close()
+
+
+async def test_notifications_can_be_switched_off(postgres: PostgresEngine) -> None:
+    """Rule 27: `workers.notify = off` leaves everything to polling."""
+    listener = postgres.storage.listener()
+    assert listener is not None
+    await listener.open()
+    with postgres.conn.transaction():
+        postgres.conn.execute("SET LOCAL workers.notify = 'off'")
+        postgres.conn.execute("""SELECT workers_enqueue('mail', '{}', 'quiet')""")
+    postgres.conn.execute("""SELECT workers_enqueue('mail', '{}', 'loud')""")
+    assert await Ear(listener).where() == ("loud", 0)
+    await listener.close()

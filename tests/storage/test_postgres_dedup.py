@@ -1,0 +1,169 @@
+"""Deduplication between connections: the lock that keeps a job from running on data it can't see, and races (rule 24)."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import anyio
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.storage.engines import Engine, PostgresEngine, Runner, ids, mail
+from workers.lifecycle import Release
+
+SAME = "SELECT workers_enqueue('mail', %s, 'default', deduplicated => true)"
+
+
+async def produce(conn: psycopg.AsyncConnection, number: int = 1) -> int | None:
+    """Enqueue mail(number) on a caller's own connection."""
+    row = await (await conn.execute(SAME, [Jsonb({"number": number})])).fetchone()
+    assert row is not None
+    return row[0]  # type: ignore[no-any-return]
+
+
+async def test_the_row_waits_for_the_transaction(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """FAULTS 13c: T1 changes data and is told that an identical job waits; that job does not run before T1 has ended."""
+    runner = postgres.runner()
+    [waiting] = await postgres.storage.enqueue([mail(deduplicated=True)])
+    async with aconn.transaction():
+        assert await produce(aconn) is None
+        for thorough in (True, False):
+            assert await runner.take(thorough=thorough) == []
+    assert ids(await runner.take()) == [waiting]
+
+
+async def test_a_rolled_back_transaction_frees_the_row(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 24: the lock goes with the transaction, however it ends."""
+    runner = postgres.runner()
+    [waiting] = await postgres.storage.enqueue([mail(deduplicated=True)])
+    async with aconn.transaction(force_rollback=True):
+        assert await produce(aconn) is None
+        assert await runner.take() == []
+    assert ids(await runner.take()) == [waiting]
+
+
+async def test_a_claimed_job_is_no_answer(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 24: while a claim of the identical job is on its way the enqueue waits for it, and then writes a new job."""
+    runner = postgres.runner()
+    [waiting] = await postgres.storage.enqueue([mail(deduplicated=True)])
+    fresh: list[int | None] = []
+
+    async def enqueue() -> None:
+        fresh.append(await produce(aconn))
+
+    async with anyio.create_task_group() as tasks:
+        with postgres.conn.transaction():
+            postgres.conn.execute("UPDATE background_jobs SET session_id = 1, dedup_key = NULL")
+            tasks.start_soon(enqueue)
+            await postgres.wait_blocked()
+    assert fresh != [None]
+    assert ids(await runner.take()) == fresh
+    assert waiting not in fresh
+
+
+async def test_an_uncommitted_twin_is_waited_for(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 24: the second of two transactions waits for the first, and enqueues itself when that rolls back."""
+    fresh: list[int | None] = []
+
+    async def enqueue(number: int) -> None:
+        fresh.append(await produce(aconn, number))
+
+    for number, commits in enumerate((False, True)):
+        async with anyio.create_task_group() as tasks:
+            with postgres.conn.transaction(force_rollback=not commits):
+                postgres.conn.execute(SAME, [Jsonb({"number": number})])
+                tasks.start_soon(enqueue, number)
+                await postgres.wait_blocked()
+    assert [job_id is None for job_id in fresh] == [False, True]
+
+
+async def test_races_leave_no_live_duplicates(database_url: str, postgres: PostgresEngine) -> None:
+    """FAULTS 14: 8 enqueuers on the same keys while jobs are claimed: never two waiting, and none is lost."""
+    runner, keys, rounds = postgres.runner(), 40, 3
+    accepted: Counter[int] = Counter()
+    ran: Counter[str] = Counter()
+
+    async def enqueuer(seed: int) -> None:
+        order = random.Random(seed)
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn:
+            for _ in range(rounds):
+                for number in order.sample(range(keys), keys):
+                    job_id = await produce(conn, number)
+                    accepted[number] += job_id is not None
+
+    async def claimer(done: anyio.Event) -> None:
+        while not done.is_set():
+            jobs = await runner.take(10)
+            ran.update(job.data for job in jobs)
+            await runner.complete(jobs)
+
+    done = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(claimer, done)
+        async with anyio.create_task_group() as enqueuers:
+            for seed in range(8):
+                enqueuers.start_soon(enqueuer, seed)
+        done.set()
+    waiting = postgres.conn.execute(
+        "SELECT data::text, count(*) FROM background_jobs GROUP BY 1"
+    ).fetchall()
+    assert all(number == 1 for _, number in waiting)
+    ran.update(data for data, _ in waiting)
+    assert {f'{{"number": {number}}}': accepted[number] for number in range(keys)} == ran
+
+
+async def test_batches_that_share_keys_do_not_deadlock(
+    database_url: str, postgres: PostgresEngine
+) -> None:
+    """Rule 24: batches visit their keys in one order, whatever the caller's."""
+    conflicts = 0
+
+    async def enqueuer(seed: int) -> None:
+        nonlocal conflicts
+        order = random.Random(seed)
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn:
+            for _ in range(5):
+                data = [f'{{"number": {number}}}' for number in order.sample(range(50), 50)]
+                query = "SELECT id FROM workers_enqueue_deduplicated('mail', %s, 0::smallint, 'default', NULL)"
+                rows = await (await conn.execute(query, [data])).fetchall()
+                conflicts += sum(row[0] is None for row in rows)
+
+    async with anyio.create_task_group() as tasks:
+        for seed in range(8):
+            tasks.start_soon(enqueuer, seed)
+    assert conflicts == 8 * 5 * 50 - 50
+    assert len(await postgres.runner().take()) == 50
+
+
+@pytest.mark.parametrize("together", [1, 3])
+async def test_a_give_back_does_not_wait_for_long(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection, together: int
+) -> None:
+    """Rule 26: a job that can't go back because an identical one is just being enqueued keeps nobody else from it."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in range(together)])
+    await runner.take(token=7000)
+    async with aconn.transaction():
+        assert await produce(aconn, 0) is not None
+        assert runner.control.close() == together - 1
+    other = postgres.runner("other")
+    other.bury()
+    assert len(await other.take()) == together
+    assert await other.take(suspects=5) == []
+
+
+async def test_identical_jobs_after_a_release(engine: Engine, runner: Runner) -> None:
+    """Rule 25: a row that went back is in the way of an identical one again."""
+    await engine.storage.enqueue([mail(deduplicated=True)])
+    await runner.settle(await runner.take(), Release())
+    assert await engine.storage.enqueue([mail(deduplicated=True)]) == [None]

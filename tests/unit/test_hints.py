@@ -1,0 +1,182 @@
+"""Scan hints: where the next claim starts, and how often it looks behind itself (rules 9 to 11). Pure."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+from workers.job import ClaimedJob
+from workers.storage.postgres.hints import (
+    MAX_PRIORITIES,
+    THOROUGH_SHARE,
+    TRAIL_BEHIND,
+    TRAIL_EVERY,
+    Plan,
+    ScanHints,
+    ScanKind,
+)
+
+TOOK = 0.001  # seconds that a scan takes here
+
+_ids = count(1)
+
+
+def jobs(*positions: int, priority: int = 0) -> list[tuple[ClaimedJob, int]]:
+    """What a scan found."""
+    return [
+        (ClaimedJob(next(_ids), "mail", "default", priority, "{}", 0, 0, False, 1), position)
+        for position in positions
+    ]
+
+
+class Claims:
+    """The hints of a queue that is claimed from, ten jobs at a time."""
+
+    def __init__(self) -> None:
+        self.hints = ScanHints()
+        self.now = 100.0
+
+    def scan(
+        self, *found: tuple[ClaimedJob, int], thorough: bool = False, took: float = TOOK
+    ) -> tuple[Plan, bool]:
+        """One claim that finds `found`; its plan, and whether a thorough one must follow."""
+        plan = self.hints.plan(self.now, thorough=thorough)
+        self.now += took
+        return plan, self.hints.claimed(plan, found, 10, self.now, took)
+
+    def kind(self) -> ScanKind:
+        return self.scan()[0].kind
+
+
+@pytest.fixture
+def claims() -> Claims:
+    """Hints after a thorough scan that found jobs of two priorities and expensive enough to be rare."""
+    claims = Claims()
+    claims.scan(*jobs(7, 9, priority=5), *jobs(3, 4), took=10.0)
+    claims.hints.plan(claims.now)  # the trailing scan that is due
+    return claims
+
+
+def test_the_first_scan_is_thorough() -> None:
+    """Rule 11: at the start nothing is known."""
+    assert Claims().kind() is ScanKind.THOROUGH
+
+
+def test_nothing_known_is_thorough() -> None:
+    """Rule 11: without a hint there is no other way to look."""
+    claims = Claims()
+    claims.scan(took=10.0)
+    assert claims.kind() is ScanKind.THOROUGH
+
+
+def test_a_scan_starts_where_the_last_one_ended(claims: Claims) -> None:
+    """Rules 9 and 10: per priority, highest first."""
+    plan, _ = claims.scan(*jobs(12, 15))
+    assert plan == Plan(ScanKind.HINTED, [5, 0], [10, 5])
+    assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0], [10, 16])
+
+
+def test_a_thorough_scan_can_be_asked_for(claims: Claims) -> None:
+    """Rule 11: before "empty" is concluded."""
+    assert claims.scan(thorough=True)[0] == Plan(ScanKind.THOROUGH)
+
+
+def test_thorough_scans_cost_two_percent(claims: Claims) -> None:
+    """Rule 11: the next one waits fifty times as long as the last one took."""
+    begun = claims.now
+    claims.scan(thorough=True, took=2.0)
+    claims.now = begun + 2.0 + THOROUGH_SHARE * 2.0 - 0.1
+    assert claims.kind() is not ScanKind.THOROUGH
+    claims.now += 0.2
+    assert claims.kind() is ScanKind.THOROUGH
+
+
+def test_a_notification_below_the_hint_pulls_it_back(claims: Claims) -> None:
+    """Rule 11: and one above it does not push it forward."""
+    claims.hints.noticed(5, 2)
+    claims.hints.noticed(5, 50)
+    claims.hints.noticed(0, 400)
+    assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0], [2, 5])
+
+
+def test_a_notification_makes_a_priority_known(claims: Claims) -> None:
+    """Rule 10: known priorities come from notifications too."""
+    claims.hints.noticed(-7, 40)
+    assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0, -7], [10, 5, 40])
+
+
+def test_a_trailing_scan_each_second(claims: Claims) -> None:
+    """Rule 11: once a second, from where the hints stood 3 s ago."""
+    kinds = []
+    for _ in range(40):
+        kinds.append(claims.kind())
+        claims.now += TRAIL_EVERY / 10
+    assert 3 <= kinds.count(ScanKind.TRAILING) <= 4
+    assert ScanKind.THOROUGH not in kinds
+
+
+def test_a_trailing_scan_starts_where_the_hint_stood(claims: Claims) -> None:
+    """Rule 11: a row that commits up to 3 s late is found."""
+    for step in range(1, 8):
+        claims.now += TRAIL_EVERY
+        plan, _ = claims.scan(*jobs(step * 100))
+        assert plan.kind is ScanKind.TRAILING
+        start = dict(zip(plan.priorities, plan.positions, strict=True))[0]
+        behind = int(TRAIL_BEHIND / TRAIL_EVERY)
+        assert start <= max(5, (step - behind) * 100 + 1)
+        assert step < 6 or start > 100
+
+
+def test_a_cut_trailing_scan_sets_the_hint_back(claims: Claims) -> None:
+    """Rule 11: when a scan behind the hint ends at its limit, more may wait between its end and the hint."""
+    claims.scan(*jobs(500))
+    claims.now += TRAIL_EVERY
+    plan, _ = claims.scan(*jobs(*range(20, 30)))
+    assert plan.kind is ScanKind.TRAILING
+    assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0], [10, 30])
+
+
+def test_a_short_trailing_scan_leaves_the_hint(claims: Claims) -> None:
+    """Rule 11: it has seen everything up to the hint."""
+    claims.scan(*jobs(500))
+    claims.now += TRAIL_EVERY
+    claims.scan(*jobs(20))
+    assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0], [10, 501])
+
+
+def test_after_a_cut_thorough_scan_a_short_one_is_followed_up() -> None:
+    """Rule 11: it saw nothing of lower priorities, which must not wait for the next thorough scan by the clock."""
+    claims = Claims()
+    assert claims.scan(*jobs(*range(10), priority=9), took=10.0) == (Plan(ScanKind.THOROUGH), False)
+    assert not claims.scan(*jobs(*range(10, 20), priority=9))[1]
+    plan, follow = claims.scan(*jobs(20, priority=9))
+    assert plan.kind is not ScanKind.THOROUGH
+    assert follow
+    assert not claims.scan(*jobs(5), thorough=True)[1]
+    assert not claims.scan()[1]
+
+
+def test_a_complete_thorough_scan_needs_no_follow_up(claims: Claims) -> None:
+    """Rule 9: or every claim that comes back short would walk the dead entries."""
+    assert not claims.scan()[1]
+    assert not claims.scan(*jobs(20))[1]
+
+
+def test_sixteen_priorities_have_a_hint() -> None:
+    """Rule 10: the ones used last; thorough scans find the rest."""
+    claims = Claims()
+    for priority in range(20):
+        claims.scan(*jobs(priority + 1, priority=priority), took=10.0)
+    plan, _ = claims.scan()
+    assert plan.priorities == list(range(19, 19 - MAX_PRIORITIES, -1))
+
+
+def test_hints_of_used_priorities_stay() -> None:
+    """Rule 10: a priority that jobs keep coming in is not forgotten for others."""
+    claims = Claims()
+    for priority in range(20):
+        claims.scan(
+            *jobs(priority + 1, priority=priority), *jobs(priority + 1, priority=-1), took=10.0
+        )
+    assert -1 in claims.scan()[0].priorities

@@ -1,0 +1,67 @@
+"""Where statements get their connections: from the pool; and where that has lost its own, from here until it is well again.
+
+A pool that can't connect tries again after one second, two, four, and so on. After an outage of a minute it might look away
+for another one, while the server is back and the session's thread, which tries all the time, has its connection. So a pool
+that has lost one and has none ready is not waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+__all__ = ["AnyPool", "Lender"]
+
+AnyPool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+_Connection = psycopg.AsyncConnection[Any]
+
+#: Seconds to wait for the pool before it is asked how it is. Callers bound the whole wait.
+_PATIENCE = 1.0
+
+
+class Lender:
+    """Lends connections of `pool`, or, while that is unwell, of its own, made by `connect`."""
+
+    def __init__(self, pool: AnyPool, connect: Callable[[], Awaitable[_Connection]]) -> None:
+        self._pool = pool
+        self._connect = connect
+        self._unwell = False
+        self._own: set[_Connection] = set()
+        self._spare: list[_Connection] = []
+
+    async def borrow(self) -> _Connection:
+        """A connection, to be given back."""
+        while True:
+            if self._unwell and not self._pool.get_stats().get("pool_available"):
+                conn = self._spare.pop() if self._spare else await self._connect()
+                self._own.add(conn)
+                return conn
+            try:
+                return await self._pool.getconn(timeout=_PATIENCE)
+            except PoolTimeout:
+                if self._pool.closed:
+                    raise
+
+    async def give_back(self, conn: _Connection) -> None:
+        """Take back a connection; what is lost is replaced."""
+        lost = conn.pgconn.transaction_status == TransactionStatus.UNKNOWN
+        if conn in self._own:
+            self._own.discard(conn)
+            if lost or not self._unwell:
+                await conn.close()
+            else:
+                self._spare.append(conn)
+            return
+        self._unwell = lost
+        await self._pool.putconn(conn)
+        if not lost:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close spare connections."""
+        while self._spare:
+            await self._spare.pop().close()
