@@ -47,7 +47,7 @@ ci: $(STAMP) ## lint, typecheck, and the tests on two major versions of PostgreS
 	@$(MAKE) --no-print-directory typecheck ARGS=
 	@$(RUN) tests.helpers.matrix $(ARGS)
 
-bench: $(STAMP) ## run the benchmarks
+bench: $(STAMP) ## run the benchmarks: a table, and results and pictures in benchmarks/out
 	@$(RUN) benchmarks $(ARGS)
 
 stress: $(STAMP) ## run the stress test, a monster-collecting game

@@ -1,8 +1,8 @@
 """What a runner costs while there is nothing to do: statements, counted by the server, and processor time.
 
 Each runner has a database of its own, whose committed and rolled back transactions the server counts; all that an idle
-runner sends are single statements in autocommit. A second runner idles for a much shorter time, so that what it takes to
-start and to end, which both do, can be subtracted: the difference is idling alone.
+runner sends are single statements in autocommit. A second runner idles for a shorter time, so that what it takes to start
+and to end, which both do, can be subtracted: the difference is idling alone.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ class IdleResult(Result, kw_only=True, omit_defaults=True):
 
 def idle(options: Options) -> IdleResult:
     """Over 30 s (6 when quick), two queues. `per_second`: statements; the limit is what is allowed; `n`: seconds."""
-    # in the middle between two polls, which are a second apart: so a difference counts whole ones
-    seconds, short = options.pick(full=30.1, quick=6.1, tiny=1.6), 0.1
+    seconds = options.pick(full=30.0, quick=6.0, tiny=1.5)
+    # until psycopg has prepared the statements; and it ends in the middle between two polls
+    short = options.pick(full=8.1, quick=8.1, tiny=0.1)
     with ExitStack() as stack:
         # at the same time: they have nothing to do, and so do not disturb each other
         dsns = [stack.enter_context(fresh_database(options)) for _ in range(2 * options.pairs)]
         orders = [
             Order(task="idle", dsn=dsn, queues=_QUEUES, seconds=length, uvloop=options.uvloop)
-            for dsn, length in zip(dsns, [seconds, short] * options.pairs, strict=True)
+            for dsn, length in zip(dsns, [short + seconds, short] * options.pairs, strict=True)
         ]
         findings = run_children(orders)
         sent = [_transactions(options, dsn) for dsn in dsns]

@@ -182,7 +182,7 @@ def _with_adapter(harness: Path) -> Iterator[Path]:
 
 @contextmanager
 def _server(folder: Path, home: Path) -> Iterator[None]:
-    """The harness's own server, unless it runs already: the harness writes env.json when it does."""
+    """The harness's own server, which writes env.json when it can be used."""
     info = home / "env.json"
     info.unlink(missing_ok=True)
     python = home / "venv/server/bin/python"

@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 
 from .bench import Options, fill, fresh_schema, interleave
-from .counter import Marks
+from .counter import Counter, Marks
 from .drain import drained, library_drain
 from .late import PickUps, pick_ups
 from .report import Point, Result, Sample, median, summarize
@@ -87,7 +87,7 @@ def _late(options: Options, n: int) -> PickUps:
     with fresh_schema(options) as dsn:
         fill(dsn, n)
         with held_snapshot(dsn):
-            before = drained(options, dsn, Marks(n, n), library_drain)
+            before = drained(options, dsn, Counter(n), library_drain)
             late = pick_ups(options, dsn)
     late.exactly_once = late.exactly_once and before.exactly_once
     return late

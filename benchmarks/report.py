@@ -86,10 +86,10 @@ def summarize(
         name=name,
         n=n,
         runs=len(pairs),
-        per_second=round(statistics.median(rates), 1),
-        min=round(min(rates), 1),
-        max=round(max(rates), 1),
-        limit_per_second=round(statistics.median(limit.per_second for limit in limits), 1),
+        per_second=_rounded(statistics.median(rates)),
+        min=_rounded(min(rates)),
+        max=_rounded(max(rates)),
+        limit_per_second=_rounded(statistics.median(limit.per_second for limit in limits)),
         ratio=round(statistics.median(ratios), 3),
         # a limit that lost a job would be no limit
         exactly_once=all(sample.exactly_once for pair in pairs for sample in pair),
@@ -112,10 +112,10 @@ def median(samples: Sequence[Sample], field: str) -> float | None:
 
 def line(result: Result) -> str:
     """One line for people: the columns, and whatever else was measured."""
-    spread = f"({result.min:,.0f} to {result.max:,.0f})"
+    spread = f"({_shown(result.min)} to {_shown(result.max)})"
     columns = (
-        f"{result.name:<14}{result.per_second:>12,.0f}  {spread:<20}"
-        f"{result.limit_per_second:>12,.0f}{result.ratio:>8.3f}"
+        f"{result.name:<14}{_shown(result.per_second):>12}  {spread:<20}"
+        f"{_shown(result.limit_per_second):>12}{result.ratio:>8.3f}"
     )
     others = [
         f"{field} {value:g}"
@@ -124,3 +124,12 @@ def line(result: Result) -> str:
     ]
     once = "each job once" if result.exactly_once else "NOT EXACTLY ONCE"
     return "  ".join([columns, ", ".join([*others, once])])
+
+
+def _shown(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _rounded(rate: float) -> float:
+    """As many digits as mean something: some benchmarks count tens of thousands a second, one counts three."""
+    return round(rate, 1 if rate >= 100 else 3)

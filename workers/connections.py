@@ -225,7 +225,8 @@ _KINDS = {
     "django.utils.connection.ConnectionProxy": Kind(_django),
     "django.db.backends.base.base.BaseDatabaseWrapper": Kind(_django),
     "workers.storage.base.Storage": Kind(_storage, is_async=True),
-    "workers.storage.memory.MemoryStorage": Kind(_storage, is_async=True),
+    "workers.storage.memory.storage.MemoryStorage": Kind(_storage, is_async=True),
+    "workers.storage.postgres.storage.PostgresStorage": Kind(_storage, is_async=True),
 }
 
 

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.helpers.history import History
+from tests.helpers.nursery import Nursery, nursery
 from tests.helpers.own_server import NoOwnServerError, OwnServer, own_server
 from tests.helpers.processes import Crew, crew
+from tests.helpers.server import connection_url
+from workers import migrate
 
 Say = Callable[[str], None]
 
@@ -31,21 +35,39 @@ def history(tmp_path: Path) -> Iterator[History]:
     opened.close()
 
 
-@pytest.fixture
-def workers(database_url: str, history: History) -> Iterator[Crew]:
-    """Worker processes on this test's database."""
-    with crew(database_url, history) as opened:
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Nursery]:
+    """Where worker processes come from."""
+    with nursery() as opened:
         yield opened
 
 
 @pytest.fixture
+def workers(forks: Nursery, database_url: str, history: History) -> Iterator[Crew]:
+    """Worker processes on this test's database."""
+    with crew(forks, database_url, history) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
 def server_to_crash() -> Iterator[OwnServer]:
-    """A server of this test's own."""
+    """A server of these tests' own."""
     try:
         with own_server() as started:
             yield started
     except NoOwnServerError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def crash_url(server_to_crash: OwnServer, request: pytest.FixtureRequest) -> str:
+    """A URL whose connections see a schema of this test's own, with the migrations applied, on `server_to_crash`."""
+    name = f"test_{abs(hash(request.node.name))}"
+    with psycopg.connect(server_to_crash.dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+    url = connection_url(server_to_crash.dsn, options=f"-csearch_path={name}")
+    migrate(url)
+    return url
 
 
 @pytest.fixture

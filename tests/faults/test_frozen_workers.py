@@ -101,7 +101,7 @@ def test_a_job_that_blocks_the_event_loop_keeps_its_claim(
     conn: psycopg.Connection, workers: Crew, history: History
 ) -> None:
     """Rules 17 and 23: the session's thread renews the lease meanwhile, and names the job and the line that blocks."""
-    lease, blocked = 1.5, 3.5
+    lease, blocked = 1.2, 2.8
     stuck = workers.start("blocking", lease=lease, loop_stall_limit=1)
     stuck.ready()
     other = workers.start("blocking,brief", lease=lease)

@@ -57,7 +57,7 @@ def test_nothing_is_lost_when_workers_are_killed_all_the_time(
             conn, [EffectInThread(key=key, seconds=0.02) for key in range(60)]
         ),
     ]
-    types, chance, kills = "brief,effect,effect_in_thread", random.Random(1), 5
+    types, chance, kills = "brief,effect,effect_in_thread", random.Random(1), 4
     crew = [workers.start(types, workers=5) for _ in range(3)]
     for member in crew:
         member.ready()
@@ -68,6 +68,7 @@ def test_nothing_is_lost_when_workers_are_killed_all_the_time(
         crew.append(workers.start(types, workers=5))
     eventually(lambda: left(conn)["background_jobs"] == 0)
     for member in crew:
+        member.ready()
         member.send(signal.SIGTERM)
     assert [member.wait() for member in crew] == [0, 0, 0]
 
@@ -90,27 +91,22 @@ def test_a_job_that_kills_its_process_dies_alone(
     conn: psycopg.Connection, workers: Crew, history: History
 ) -> None:
     """Rule 20: after `max_crashes` it is dead and says why; what ran beside it is cleared and finishes."""
-    survivor = workers.start("later")  # it sweeps, and runs none of these jobs
-    survivor.ready()
+    workers.start("later", lease=2)  # it sweeps, and runs none of these jobs
     innocent = Brief.enqueue_batch(conn, [Brief(key=key, seconds=0.05) for key in range(60)])
-    deadly = [Deadly(key=1).enqueue(conn), Deadly(key=2, how="exit").enqueue(conn)]
-    exits = []
-
-    def both_are_dead() -> bool:
-        return left(conn)["dead_jobs"] == len(deadly)
-
-    while not both_are_dead():
-        mortal = workers.start("brief,deadly", workers=4)
-        eventually(lambda: not mortal.alive or both_are_dead())  # noqa: B023 - called at once
+    deadly = Deadly().enqueue(conn)
+    exits: list[int] = []
+    while not left(conn)["dead_jobs"]:
+        assert len(exits) <= Deadly.max_crashes
+        mortal = workers.start("brief,deadly", workers=4, lease=2)
+        eventually(lambda: left(conn)["dead_jobs"] or not mortal.alive)  # noqa: B023 - called at once
         if not mortal.alive:
             exits.append(mortal.wait())
-        assert len(exits) <= 2 * Deadly.max_crashes
     eventually(lambda: left(conn)["background_jobs"] == 0)
 
-    assert set(exits) == {-signal.SIGKILL, 7}
-    dead = conn.execute("SELECT id, reason, crashes, retries FROM dead_jobs ORDER BY id").fetchall()
-    assert dead == [(job, "its process died under it 3 times", 3, 0) for job in deadly]
-    assert check(history.events(), innocent + deadly, explained=deadly).lost == []
+    assert exits == [7] * Deadly.max_crashes
+    dead = conn.execute("SELECT id, reason, crashes, retries FROM dead_jobs").fetchall()
+    assert dead == [(deadly, "its process died under it 3 times", 3, 0)]
+    assert check(history.events(), [*innocent, deadly], explained=[deadly]).lost == []
 
 
 def _jobs(conn: psycopg.Connection) -> list[tuple[int, int | None, int, int]]:

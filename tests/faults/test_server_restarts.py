@@ -7,6 +7,7 @@ from collections import Counter
 
 import psycopg
 import pytest
+from anyio import to_thread
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 
@@ -21,10 +22,10 @@ from tests.helpers.fault_jobs import (
     Stage,
 )
 from tests.helpers.history import History, check, saying
+from tests.helpers.nursery import Nursery
 from tests.helpers.own_server import OwnServer
 from tests.helpers.processes import crew
 from tests.helpers.runners import arrived, eventually, hosted, left
-from workers import migrate
 
 #: What row 4 of the faults allows.
 ON_WITHIN = 10.0
@@ -32,15 +33,18 @@ ON_WITHIN = 10.0
 
 @pytest.mark.parametrize("how", ["immediate", "kill"])
 def test_running_jobs_outlive_a_crash_of_the_server(
-    how: str, server_to_crash: OwnServer, history: History, say: Say
+    how: str,
+    server_to_crash: OwnServer,
+    crash_url: str,
+    forks: Nursery,
+    history: History,
+    say: Say,
 ) -> None:
     """Rule 19: every claim is kept, jobs that run through the crash are not run again, nothing is lost, all go on."""
-    dsn = server_to_crash.dsn
-    migrate(dsn)
-    with psycopg.connect(dsn, autocommit=True) as conn:
+    with psycopg.connect(crash_url, autocommit=True) as conn:
         conn.execute(EFFECTS)
         types = "brief,held,held_in_thread,effect,effect_in_thread"
-        with crew(dsn, history) as workers:
+        with crew(forks, crash_url, history) as workers:
             members = [workers.start(types, workers=10) for _ in range(2)]
             sessions = {member.ready() for member in members}
             held = [
@@ -63,7 +67,7 @@ def test_running_jobs_outlive_a_crash_of_the_server(
                     server_to_crash.stop_at_once()
                 history.wait_for("log", count=2 * number, where=saying("connection is lost"))
                 server_to_crash.start()
-            more = _enqueue_again(dsn)
+            more = _enqueue_again(crash_url)
             up = server_to_crash.up_since
             started = history.wait_for("start", where=lambda event: event.job in more)
             back = history.wait_for("log", count=4, where=saying("goes on"))
@@ -74,7 +78,7 @@ def test_running_jobs_outlive_a_crash_of_the_server(
             assert started[0].at - up < ON_WITHIN
             for member in members:
                 member.open()
-            with psycopg.connect(dsn, autocommit=True) as after:
+            with psycopg.connect(crash_url, autocommit=True) as after:
                 eventually(lambda: left(after)["background_jobs"] == 0)
                 for member in members:
                     member.send(signal.SIGTERM)
@@ -90,24 +94,27 @@ def test_running_jobs_outlive_a_crash_of_the_server(
     assert history.events("rescued", "session lost", "fenced") == []
 
 
-def _enqueue_again(dsn: str) -> list[int | None]:
-    with psycopg.connect(dsn, autocommit=True) as conn:
+def _enqueue_again(url: str) -> list[int | None]:
+    with psycopg.connect(url, autocommit=True) as conn:
         return Brief.enqueue_batch(conn, [Brief(key=key) for key in range(1000, 1010)])
 
 
 async def test_a_pool_that_is_slow_to_come_back_is_not_waited_for(
-    server_to_crash: OwnServer, history: History, monkeypatch: pytest.MonkeyPatch, say: Say
+    server_to_crash: OwnServer,
+    crash_url: str,
+    history: History,
+    monkeypatch: pytest.MonkeyPatch,
+    say: Say,
 ) -> None:
     """A pool looks after an outage as long again until it finds the server back; its runner does not (rule 17).
 
     Nor do transactional jobs stumble over one dead connection after the other.
     """
     monkeypatch.setattr(AttemptWithBackoff, "INITIAL_DELAY", 60.0)
-    dsn, stage = server_to_crash.dsn, Stage("here", history.add)
-    migrate(dsn)
-    with psycopg.connect(dsn, autocommit=True) as conn:
+    stage = Stage("here", history.add)
+    with psycopg.connect(crash_url, autocommit=True) as conn:
         conn.execute(EFFECTS)
-        pool = AsyncConnectionPool(dsn, min_size=2, max_size=2, open=False)
+        pool = AsyncConnectionPool(crash_url, min_size=2, max_size=2, open=False)
         async with pool, hosted(pool, stage, Brief, Effect, EffectInThread):
             before = [
                 *Effect.enqueue_batch(conn, [Effect(key=key, seconds=0.1) for key in range(5)]),
@@ -117,8 +124,16 @@ async def test_a_pool_that_is_slow_to_come_back_is_not_waited_for(
             ]
             await arrived(history, "end", count=len(before))
             server_to_crash.stop_at_once()
+            for _ in range(2):
+                with pytest.raises(psycopg.OperationalError):
+                    async with pool.connection(timeout=0.5) as lost:
+                        await lost.execute("SELECT 1")
+            # both of its connections are lost, and it has tried in vain to replace them
+            await to_thread.run_sync(
+                eventually, lambda: pool.get_stats().get("connections_errors", 0) >= 2
+            )
             server_to_crash.start()
-            with psycopg.connect(dsn, autocommit=True) as again:
+            with psycopg.connect(crash_url, autocommit=True) as again:
                 after = [
                     *Brief.enqueue_batch(again, [Brief(key=key) for key in range(5)]),
                     *Effect.enqueue_batch(again, [Effect(key=key) for key in range(5)]),

@@ -30,7 +30,7 @@ def test_the_session_is_taken_again_when_only_its_connection_is_ended(
     conn: psycopg.Connection, workers: Crew, history: History, say: Say
 ) -> None:
     """Rule 19: the same session, the same claims, no job started twice, and it works on at once."""
-    runner = workers.start("brief,held", database_url=_named(workers, "victim"))
+    runner = workers.start("brief,held", workers=20, database_url=_named(workers, "victim"))
     session = runner.ready()
     other = workers.start("held")
     other.ready()
@@ -75,9 +75,9 @@ def test_a_runner_outlives_the_end_of_any_of_its_connections(
     other = workers.start("later")  # it sweeps, and would take what looks abandoned
     session = runner.ready()
     other.ready()
-    ids = Brief.enqueue_batch(conn, [Brief(key=key, seconds=0.01) for key in range(800)])
+    ids = Brief.enqueue_batch(conn, [Brief(key=key, seconds=0.01) for key in range(500)])
     chance, ended = random.Random(1), 0
-    for number in range(1, 41):
+    for number in range(1, 26):
         history.wait_for("end", count=number * 18)
         if pids := backends(conn, "victim"):
             ended += 1

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import BinaryIO
 
 import msgspec
 
-from tests.helpers.history import PATIENCE, Event, History, by
+from tests.helpers.history import PATIENCE, Event, History, Kind, by
+from tests.helpers.nursery import Nursery
 
 __all__ = ["Crew", "WorkerProcess", "crew"]
+
+_NOTED: dict[signal.Signals, Kind] = {
+    signal.SIGKILL: "killed",
+    signal.SIGSTOP: "frozen",
+    signal.SIGCONT: "woken",
+}
 
 
 class WorkerProcess:
     """One `tests.helpers.worker_process`; its events go to `history` under `name`."""
 
-    def __init__(self, name: str, arguments: list[str], history: History) -> None:
+    def __init__(
+        self, name: str, pid: int, status: Future[int], streams: tuple[int, int], history: History
+    ) -> None:
         self.name = name
+        self.pid = pid
+        self._status = status
         self._history = history
-        command = [sys.executable, "-m", "tests.helpers.worker_process", "--name", name, *arguments]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
-        self.pid = self._process.pid
-        self._reader = threading.Thread(target=self._read, name=f"reads-{name}", daemon=True)
+        commands, output = streams
+        self._commands = os.fdopen(commands, "wb", buffering=0)
+        reader = os.fdopen(output, "rb", buffering=0)
+        self._reader = threading.Thread(target=self._read, args=[reader], daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
+    def _read(self, output: BinaryIO) -> None:
         decode = msgspec.json.Decoder(Event).decode
-        output = self._process.stdout
-        assert output is not None
-        with contextlib.closing(output):
+        with output:
             rest = b""
             while chunk := output.read(65536):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -51,20 +59,13 @@ class WorkerProcess:
 
     def open(self) -> None:
         """Let its held jobs go."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"open\n")
+        self._commands.write(b"open\n")
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal."""
-        noted = {
-            signal.SIGKILL: "killed",
-            signal.SIGSTOP: "frozen",
-            signal.SIGCONT: "woken",
-        }.get(number)
-        if noted is not None:
-            event = msgspec.convert({"what": noted, "process": self.name}, Event)
-            self._history.add(event)
-        self._process.send_signal(number)
+        if number in _NOTED:
+            self._history.add(Event(what=_NOTED[number], process=self.name))
+        os.kill(self.pid, number)
 
     def kill(self) -> float:
         """SIGKILL; when, by the clock of the events."""
@@ -75,46 +76,50 @@ class WorkerProcess:
 
     def wait(self, seconds: float = PATIENCE) -> int:
         """Wait until it has ended and everything that it wrote is in the history; its exit status."""
-        status = self._process.wait(seconds)
+        status = self._status.result(seconds)
         self._reader.join(seconds)
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
+        self._commands.close()
         return status
 
     @property
     def alive(self) -> bool:
         """Whether it has not ended."""
-        return self._process.poll() is None
+        return not self._status.done()
 
 
 class Crew:
     """The worker processes of one test, on one database."""
 
-    def __init__(self, database_url: str, history: History) -> None:
+    def __init__(self, nursery: Nursery, database_url: str, history: History) -> None:
         self.database_url = database_url
-        self.history = history
         self.members: list[WorkerProcess] = []
+        self._nursery = nursery
+        self._history = history
 
     def start(self, types: str, *flags: str, **options: object) -> WorkerProcess:
         """Start one: `start("brief,held", "--until-empty", lease=1)`. It may not be ready yet."""
-        arguments = ["--types", types, *flags]
-        for name, value in ({"database_url": self.database_url} | options).items():
-            arguments += [f"--{name.replace('_', '-')}", str(value)]
-        member = WorkerProcess(f"worker-{len(self.members) + 1}", arguments, self.history)
+        name = f"worker-{len(self.members) + 1}"
+        arguments = ["--name", name, "--types", types, *flags]
+        for option, value in ({"database_url": self.database_url} | options).items():
+            arguments += [f"--{option.replace('_', '-')}", str(value)]
+        its_input, commands = os.pipe()
+        output, its_output = os.pipe()
+        pid, status = self._nursery.start(arguments, [its_input, its_output, 2])
+        os.close(its_input)
+        os.close(its_output)
+        member = WorkerProcess(name, pid, status, (commands, output), self._history)
         self.members.append(member)
         return member
 
 
 @contextlib.contextmanager
-def crew(database_url: str, history: History) -> Iterator[Crew]:
+def crew(nursery: Nursery, database_url: str, history: History) -> Iterator[Crew]:
     """A crew; whoever of it is left at the end is killed."""
-    own = Crew(database_url, history)
+    own = Crew(nursery, database_url, history)
     try:
         yield own
     finally:
-        left = [member for member in own.members if member.alive]
-        for member in left:
-            member.send(signal.SIGKILL)
         for member in own.members:
+            if member.alive:
+                member.send(signal.SIGKILL)
             member.wait()

@@ -1,4 +1,4 @@
-"""A runner in a process of its own, to be killed: `python -m tests.helpers.worker_process --help`.
+"""A runner in a process of its own, to be killed (see tests/helpers/nursery.py, which starts it).
 
 Writes events to standard output (see tests/helpers/history.py). Takes commands on standard input, one a line: `open` lets
 held jobs go. When standard input ends, whoever started it is gone, and it leaves at once.
@@ -18,13 +18,12 @@ from tests.helpers.history import Event
 from workers import Runner, telemetry
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Run until told to stop by a signal, or until the queues are empty."""
-    options = _options()
-    asyncio.run(_main(options))
+    asyncio.run(_main(_options(arguments)))
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run test jobs in a process of its own.")
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--name", required=True)
@@ -36,7 +35,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--loop-stall-limit", type=float, default=60.0)
     parser.add_argument("--poll-only", action="store_true")
     parser.add_argument("--until-empty", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 async def _main(options: argparse.Namespace) -> None:
@@ -105,7 +104,3 @@ def _obey(loop: asyncio.AbstractEventLoop, stage: Stage) -> None:
         if line.strip() == "open":
             loop.call_soon_threadsafe(stage.open)
     os._exit(9)
-
-
-if __name__ == "__main__":
-    main()

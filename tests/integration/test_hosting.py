@@ -21,8 +21,17 @@ ROOT = Path(__file__).parents[2]
 ROWS = "SELECT retries, session_id IS NULL FROM background_jobs"
 SESSIONS = "SELECT count(*) FROM worker_sessions"
 PROGRAM = """
-import asyncio, signal, sys
+import asyncio, logging, signal, sys
 from workers import BackgroundJob, Runner
+
+class Tell(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage(), flush=True)
+
+log = logging.getLogger("workers")
+log.setLevel(logging.INFO)
+log.addHandler(tell := Tell())
+tell.addFilter(lambda record: record.getMessage().startswith("SIG"))
 
 class Hold(BackgroundJob[None]):
     seconds: float
@@ -97,6 +106,7 @@ async def test_a_signal_lets_running_jobs_finish(
     assert await line(program) == "runs"
     Hold(seconds=60).enqueue(conn, delay=0.2)
     program.send_signal(number)
+    assert await line(program) == f"{number.name}: finishing the jobs that run"
     assert [await line(program) for _ in range(3)] == ["done", "left: []", "end"]
     assert await asyncio.to_thread(program.wait, PATIENCE) == 0
     assert conn.execute(ROWS).fetchall() == [(0, True)]
@@ -111,9 +121,9 @@ async def test_a_second_signal_does_not_wait(
     Hold(seconds=60).enqueue(conn)
     assert await line(program) == "runs"
     program.send_signal(signal.SIGTERM)
-    # the shutdown has begun once its session claims nothing more
-    await asyncio.sleep(0.3)
+    assert await line(program) == "SIGTERM: finishing the jobs that run"
     program.send_signal(second)
+    assert await line(program) == f"{second.name} again: stopping the jobs that run"
     assert [await line(program) for _ in range(3)] == ["interrupted", "left: []", "end"]
     assert await asyncio.to_thread(program.wait, PATIENCE) == 0
     assert conn.execute(ROWS).fetchall() == [(0, True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -10,7 +11,6 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import World, drain, eventually, make_runner, running
 from workers import BackgroundJob, Exponential, FailedJobsError, Fixed, Linear, Priority, Runner
-from workers.backoff import Backoff
 
 ROWS = "SELECT id, retries, last_error FROM background_jobs ORDER BY id"
 
@@ -181,45 +181,44 @@ async def test_higher_priorities_run_first(pool: AsyncPool, conn: psycopg.Connec
     assert world.seen.index(0) < world.seen.index(5)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "retries", "least", "most"),
-    [
-        (Fixed(100), 0, 100, 100),
-        (Linear(step=10, cap=25), 1, 20, 20),
-        (Linear(step=10, cap=25), 7, 25, 25),
-        (Exponential(base=10, jitter=0), 3, 80, 80),
-        (Exponential(base=10, factor=3, jitter=0, cap=50), 3, 50, 50),
-        (Exponential(), 0, 54, 66),
-        (Exponential(), 32, 77760, 95040),
-        (Exponential(), 2**31 - 3, 77760, 95040),
-        (lambda attempt: attempt * 7, 2, 21, 21),
-    ],
-)
-async def test_a_backoff_gives_run_at(
-    pool: AsyncPool,
-    conn: psycopg.Connection,
-    strategy: Backoff,
-    retries: int,
-    least: float,
-    most: float,
-) -> None:
+#: A strategy, the failures before this one, and the seconds that it asks for, least and most.
+BACKOFFS: list[tuple[Any, int, float, float]] = [
+    (Fixed(100), 0, 100, 100),
+    (timedelta(minutes=2), 5, 120, 120),
+    (Linear(step=10, cap=25), 1, 20, 20),
+    (Linear(step=10, cap=25), 7, 25, 25),
+    (Exponential(base=10, jitter=0), 3, 80, 80),
+    (Exponential(base=10, factor=3, jitter=0, cap=50), 3, 50, 50),
+    (Exponential(), 0, 54, 66),
+    (Exponential(), 32, 77760, 95040),
+    (Exponential(), 2**31 - 3, 77760, 95040),
+    (staticmethod(lambda attempt: attempt * 7), 2, 21, 21),
+]
+
+
+async def test_a_backoff_gives_run_at(pool: AsyncPool, conn: psycopg.Connection) -> None:
     """Each strategy's seconds, by the database's clock, also when an interval of 2^retries would overflow (rule 21)."""
+    kinds: list[type[BackgroundJob[Any]]] = []
+    for number, (strategy, retries, _, _) in enumerate(BACKOFFS):
 
-    class Retried(BackgroundJob[Any]):
-        max_attempts = 2**31 - 1
-        backoff = strategy
+        class Retried(BackgroundJob[Any]):
+            job_name = f"retried_{number}"
+            max_attempts = 2**31 - 1
+            backoff = strategy
 
-        async def run(self, ctx: Any) -> None:
-            raise ValueError
+            async def run(self, ctx: Any) -> None:
+                raise ValueError
 
-    Retried().enqueue(conn)
-    conn.execute("UPDATE background_jobs SET retries = %s", [retries])
-    await drain(pool, Retried)
-    ((waits, counted),) = conn.execute(
-        "SELECT extract(epoch FROM run_at - last_retry)::float8, retries FROM background_jobs"
+        kinds.append(Retried)
+        job_id = Retried().enqueue(conn)
+        conn.execute("UPDATE background_jobs SET retries = %s WHERE id = %s", [retries, job_id])
+    await drain(pool, *kinds)
+    rows = conn.execute(
+        "SELECT extract(epoch FROM run_at - last_retry)::float8, retries FROM background_jobs ORDER BY id"
     ).fetchall()
-    assert least <= waits <= most + 0.5
-    assert counted == retries + 1
+    for (waits, counted), (strategy, retries, least, most) in zip(rows, BACKOFFS, strict=True):
+        assert least <= waits <= most + 0.5, strategy
+        assert counted == retries + 1
 
 
 async def test_check_for_failed_jobs(pool: AsyncPool, conn: psycopg.Connection) -> None:

@@ -112,22 +112,21 @@ async def test_types_that_nobody_knows_are_left_alone(
     assert conn.execute(query).fetchall() == [(job_id, None, None) for job_id in ids]
 
 
-@pytest.mark.parametrize("retries", [31, 32, 1000, 2**31 - 2, 2**31 - 1])
-async def test_counters_at_their_limits(
-    pool: AsyncPool, conn: psycopg.Connection, retries: int
-) -> None:
-    """Rule 21: no expression overflows; the job runs, and is retried or dead."""
-    insert(conn, "count", "{}", retries=retries)
+async def test_counters_at_their_limits(pool: AsyncPool, conn: psycopg.Connection) -> None:
+    """Rule 21: no expression overflows; the jobs run, and are retried or dead."""
+    limits = [31, 32, 1000, 2**31 - 3, 2**31 - 2, 2**31 - 1]
+    for retries in limits:
+        insert(conn, "count", "{}", retries=retries)
     Good(number=1).enqueue(conn)
     world = World()
     await drain(pool, Count, Good, context=world)
-    assert sorted(world.seen, key=str) == [1, "ran"]
-    left = conn.execute("SELECT retries, run_at > now() FROM background_jobs").fetchall()
+    assert sorted(world.seen, key=str) == [1, *["ran"] * len(limits)]
+    left = conn.execute(
+        "SELECT retries, run_at > now() FROM background_jobs ORDER BY id"
+    ).fetchall()
+    assert left == [(retries + 1, True) for retries in limits[:4]]
     dead = conn.execute("SELECT retries FROM dead_jobs").fetchall()
-    if retries + 1 >= Count.max_attempts:
-        assert (left, dead) == ([], [(2**31 - 1,)])
-    else:
-        assert (left, dead) == ([(retries + 1, True)], [])
+    assert dead == [(2**31 - 1,)] * 2
 
 
 async def test_a_job_that_crashed_too_often_is_dead_without_being_run(

@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+import anyio
 import psycopg
 import pytest
 
@@ -93,7 +94,8 @@ async def test_running_jobs_finish_and_nothing_new_begins(
         waiting = asyncio.create_task(handle.wait_for_shutdown())
         done, _ = await asyncio.wait([waiting], timeout=0.1)
         assert not done
-        assert conn.execute(ROWS).fetchall() == [CLAIMED, UNTOUCHED]
+        # a claim that was on its way may have brought it, and then gives it back
+        await eventually(conn, ROWS, [CLAIMED, UNTOUCHED])
         world.signal("may end")
         async with asyncio.timeout(PATIENCE):
             assert await waiting == []
@@ -314,3 +316,19 @@ async def test_outcomes_are_written_before_the_end(
             assert await waiting == []
     assert world.seen == ["it done"]
     assert conn.execute(ROWS).fetchall() == []
+
+
+async def test_a_cancelled_scope_waits_for_the_end_of_the_runner_too(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """`async with` under anyio, which cancels every await again: what comes after the block may close what jobs use."""
+    Hold().enqueue(conn)
+    world = World()
+    with anyio.CancelScope() as scope:
+        async with running(pool, Hold, context=world, grace=0.1):
+            await world.wait("it runs")
+            scope.cancel()
+            await asyncio.sleep(60)
+    assert scope.cancelled_caught
+    assert world.seen == ["it interrupted"]
+    assert conn.execute(SESSIONS).fetchone() == (0,)

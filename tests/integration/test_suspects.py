@@ -5,7 +5,7 @@ How they come to be counted is tested with real crashes elsewhere; here the coun
 
 from __future__ import annotations
 
-import asyncio
+import time
 
 import psycopg
 import pytest
@@ -26,6 +26,11 @@ class Job(BackgroundJob[World]):
 
     async def run(self, ctx: World) -> None:
         ctx.note(self.number)
+
+
+class JobElsewhere(Job):
+    job_name = "job_elsewhere"
+    queue = "elsewhere"
 
 
 class Hold(BackgroundJob[World]):
@@ -107,23 +112,37 @@ async def test_those_that_crashed_once_run_beside_each_other(
         await eventually(conn, WAITING, [(0,)])
 
 
-async def test_a_suspect_is_not_claimed_in_advance(
+async def test_the_next_one_does_not_wait_for_housekeeping(
     pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """Of many that crashed twice each begins when the one before has ended, not a second later."""
+    Job.enqueue_batch(conn, [Job(number=number) for number in range(8)])
+    JobElsewhere.enqueue_batch(conn, [JobElsewhere(number=number) for number in range(8, 16)])
+    conn.execute("UPDATE background_jobs SET crashes = 2")
+    world = World()
+    began = time.monotonic()
+    async with running(pool, Job, JobElsewhere, context=world, poll=60):
+        await eventually(conn, WAITING, [(0,)])
+    assert sorted(world.seen) == list(range(16))
+    assert time.monotonic() - began < 6
+
+
+async def test_a_suspect_is_not_claimed_in_advance(
+    pool: AsyncPool, conn: psycopg.Connection, claims: list[tuple[int, int]]
 ) -> None:
     """It waits in the table until a worker is free, however brief the jobs of its queue are."""
     Job.enqueue_batch(conn, [Job() for _ in range(100)])
     world = World()
-    async with running(pool, Job, Hold, context=world, workers=1):
+    async with running(pool, Job, Hold, context=world, workers=1, listen=False, poll=60):
         await eventually(conn, WAITING, [(0,)])
         Hold().enqueue(conn)
+        conn.execute("UPDATE background_jobs SET queue = NULL")  # so that housekeeping finds it
         await world.wait("runs")
         Job.enqueue_batch(conn, [Job(number=1) for _ in range(3)])
         conn.execute("UPDATE background_jobs SET crashes = 1 WHERE job_type = 'job'")
+        # ordinary ones are claimed in advance, when housekeeping has told of them and of the suspects
         conn.execute("INSERT INTO background_jobs (job_type, data) VALUES ('job', '{}')")
-        # housekeeping has found the suspects when it has found the row without a queue
-        await eventually(conn, "SELECT count(*) FROM background_jobs WHERE queue IS NULL", [(0,)])
-        await asyncio.sleep(0.05)
-        query = "SELECT count(*) FROM background_jobs WHERE crashes > 0 AND session_id IS NOT NULL"
-        assert conn.execute(query).fetchone() == (0,)
+        await eventually(conn, CLAIMED, [(0, 2)])
+        assert max(crashes for _, crashes in claims) == 0
         world.signal("may end")
         await eventually(conn, WAITING, [(0,)])

@@ -44,14 +44,14 @@ async def test_an_async_job_is_ended_and_counted(pool: AsyncPool, conn: psycopg.
     assert error.startswith(TIMED_OUT)
 
 
-@pytest.mark.parametrize("ends", ["returns", "raises", "snoozes"])
-async def test_a_job_that_swallows_its_cancellation(
-    pool: AsyncPool, conn: psycopg.Connection, ends: str
+async def test_jobs_that_swallow_their_cancellation(
+    pool: AsyncPool, conn: psycopg.Connection
 ) -> None:
-    """It is asked again each second. However it ends then, it timed out, unless it asks for something else itself."""
+    """They are asked again each second. However they end then, they timed out, unless they ask for something else."""
 
     class Stubborn(BackgroundJob[World]):
         timeout = 0.1
+        ends: str
 
         async def run(self, ctx: World) -> None:
             for _ in range(2):
@@ -59,25 +59,24 @@ async def test_a_job_that_swallows_its_cancellation(
                     await asyncio.sleep(60)
                 except asyncio.CancelledError:
                     ctx.note("asked")
-            if ends == "raises":
+            if self.ends == "raises":
                 raise ValueError
-            if ends == "snoozes":
+            if self.ends == "snoozes":
                 raise Snooze(1000)
 
     class Next(BackgroundJob[World]):
         async def run(self, ctx: World) -> None:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
             ctx.note("next")
 
-    Stubborn().enqueue(conn)
-    Next().enqueue(conn)
+    Stubborn.enqueue_batch(conn, [Stubborn(ends=ends) for ends in ("returns", "raises", "snoozes")])
+    Next.enqueue_batch(conn, [Next() for _ in range(3)])
     world = World()
-    await drain(pool, Stubborn, Next, context=world, workers=1)
-    assert world.seen == ["asked", "asked", "next"]
-    ((retries, free, error),) = conn.execute(ROWS).fetchall()
-    if ends == "snoozes":
-        assert (retries, free, error) == (0, True, None)
-    else:
+    await drain(pool, Stubborn, Next, context=world, workers=3)
+    assert world.seen == ["asked"] * 6 + ["next"] * 3
+    returned, raised, snoozed = conn.execute(f"{ROWS} ORDER BY id".encode()).fetchall()
+    assert snoozed == (0, True, None)
+    for retries, free, error in (returned, raised):
         assert (retries, free) == (1, True)
         assert error.startswith(TIMED_OUT)
 

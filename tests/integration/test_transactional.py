@@ -11,8 +11,9 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from tests.conftest import AsyncPool
-from tests.helpers.running import World, drain, eventually, running
+from tests.helpers.running import World, drain, eventually, listening_to, running
 from workers import BackgroundJob, Cancel, Snooze, current_job
+from workers.telemetry import JobFinished
 
 EFFECTS = "SELECT job FROM effects ORDER BY 1"
 ROWS = "SELECT retries, session_id IS NULL, last_error FROM background_jobs"
@@ -158,34 +159,41 @@ async def test_neither_is_visible_before_it_ends(
         assert conn.execute(ROWS).fetchall() == []
 
 
+#: What a job may do wrong after its effect, and words of the text that explains it.
+WRONGS = {
+    "raise": "ValueError: after the effect",
+    "exit": "SystemExit",
+    "sql error": "DivisionByZero",
+    "swallowed sql error": "a statement failed and the exception was swallowed",
+    "commit": "transaction",
+    "rollback": "transaction",
+    "sql commit": "the job ended its own transaction",
+    "close": "the job ended its own transaction",
+}
+
+
 @both
-@pytest.mark.parametrize(
-    ("then", "words"),
-    [
-        ("raise", "ValueError: after the effect"),
-        ("exit", "SystemExit"),
-        ("sql error", "DivisionByZero"),
-        ("swallowed sql error", "a statement failed and the exception was swallowed"),
-        ("commit", "transaction"),
-        ("rollback", "transaction"),
-        ("sql commit", "the job ended its own transaction"),
-        ("close", "the job ended its own transaction"),
-    ],
-)
 async def test_a_failure_takes_the_effect_back(
-    pool: AsyncPool, conn: psycopg.Connection, kind: type[Effect], then: str, words: str
+    pool: AsyncPool, conn: psycopg.Connection, kind: type[Effect]
 ) -> None:
     """All of it is rolled back, and the retry counted, under the same token, with a text that explains."""
-    kind(then=then).enqueue(conn)
-    good = kind().enqueue(conn)
+    ids: dict[str, int | None] = {}
+    good = []
+    for then in WRONGS:
+        ids[then] = kind(then=then).enqueue(conn)
+        good.append(kind().enqueue(conn))
     await drain(pool, kind, context=World(), workers=1)
-    ((retries, free, error),) = conn.execute(ROWS).fetchall()
-    assert (retries, free) == (1, True)
-    assert words in error
-    effects = [job for (job,) in conn.execute(EFFECTS)]
-    if then == "sql commit":  # which can't be prevented, only named
-        effects.remove(min(effects))
-    assert effects == [good], "the next job is unharmed"
+    rows = conn.execute(
+        "SELECT data->>'then', retries, session_id, last_error FROM background_jobs"
+    )
+    failed = {then: (retries, session, error) for then, retries, session, error in rows}
+    assert failed.keys() == WRONGS.keys()
+    for then, (retries, session, error) in failed.items():
+        assert (retries, session) == (1, None), then
+        assert WRONGS[then] in error, then
+    effects = {job for (job,) in conn.execute(EFFECTS)}
+    # COMMIT in SQL can't be prevented, only named
+    assert effects - {ids["sql commit"]} == set(good), "the next job is unharmed"
 
 
 @both
@@ -222,11 +230,13 @@ async def test_a_stale_claim_runs_nothing(
 
     kind().enqueue(conn)
     world = World()
-    async with running(pool, kind, Plain, context=world, workers=1):
-        await eventually(conn, "SELECT claim_token FROM background_jobs", [(-1,)])
-        Plain().enqueue(conn)
-        await world.wait("plain ran")
+    with listening_to(JobFinished) as finished:
+        async with running(pool, kind, Plain, context=world, workers=1):
+            await eventually(conn, "SELECT claim_token FROM background_jobs", [(-1,)])
+            Plain().enqueue(conn)
+            await world.wait("plain ran")
     assert world.seen == []
+    assert [event.job.job_type for event in finished] == ["plain"], "it has no outcome here"
     assert conn.execute(EFFECTS).fetchall() == []
     assert (0, False, None) in conn.execute(ROWS).fetchall()
 

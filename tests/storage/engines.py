@@ -195,20 +195,26 @@ class MemoryEngine:
 class PostgresEngine:
     """PostgresStorage on a pool of its own; `conn` is the test's own hand on the tables."""
 
-    def __init__(self, storage: Storage, conn: psycopg.Connection) -> None:
+    def __init__(
+        self, storage: Storage, conn: psycopg.Connection, pool: AsyncConnectionPool[Any]
+    ) -> None:
         self.storage = storage
         self.conn = conn
+        self.pool = pool
         self.now = 0.0
         self.controls: list[Control] = []
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, url: str, **pool_settings: Any) -> AsyncIterator[PostgresEngine]:
-        settings: dict[str, Any] = {"min_size": 1, "max_size": 4, "open": False} | pool_settings
-        async with AsyncConnectionPool(url, **settings) as pool:
-            with psycopg.connect(url, autocommit=True) as conn:
-                storage = PostgresStorage(pool, clock=lambda: engine.now)
-                engine = cls(storage, conn)
+    async def opened(
+        cls, url: str, *, conn_url: str = "", **pool_settings: Any
+    ) -> AsyncIterator[PostgresEngine]:
+        """On a pool to `url`; the test's own connection is to `conn_url`, where that is another one."""
+        settings: dict[str, Any] = {"conninfo": url, "min_size": 1, "max_size": 4, "open": False}
+        async with AsyncConnectionPool(**settings | pool_settings) as pool:
+            with psycopg.connect(conn_url or url, autocommit=True) as conn:
+                storage = PostgresStorage(pool, clock=lambda: engine.clock())
+                engine = cls(storage, conn, pool)
                 await storage.open()
                 try:
                     yield engine
@@ -223,6 +229,23 @@ class PostgresEngine:
         session = control.open(name, lease)
         self.now += 5  # a new link may judge other sessions' leases after this many seconds
         return Runner(self, control, session)
+
+    def clock(self) -> float:
+        """Seconds for hints and patience; a scan must take some, or every other one would be thorough."""
+        self.now += 0.01
+        return self.now
+
+    def reset(self) -> None:
+        """Forget everything, scan hints too."""
+        for control in self.controls:
+            control.abandon()
+        self.controls.clear()
+        self.conn.execute(
+            sql.SQL("TRUNCATE {}").format(
+                sql.SQL(", ").join(map(sql.Identifier, [*TIMES, "worker_claims"]))
+            )
+        )
+        self.storage = PostgresStorage(self.pool, clock=self.clock)
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -249,14 +272,15 @@ class PostgresEngine:
         self.conn.execute("SELECT pg_advisory_lock(workers_lock_class(), %s::integer)", [session])
         self.conn.execute("SELECT pg_advisory_unlock(workers_lock_class(), %s::integer)", [session])
 
-    async def wait_blocked(self, statements: int = 1) -> None:
-        """Return once so many statements of this schema wait for a row that another transaction holds."""
+    async def wait_blocked(self, seconds: float = 0.0) -> None:
+        """Return once a statement of this schema has waited so long for a row that another transaction holds."""
         query = (
-            "SELECT count(DISTINCT lock.pid) FROM pg_locks AS lock JOIN pg_locks AS other ON other.pid = lock.pid"
-            " WHERE NOT lock.granted AND other.relation = 'background_jobs'::regclass"
+            "SELECT count(*) FROM pg_locks AS lock JOIN pg_locks AS other ON other.pid = lock.pid"
+            " WHERE NOT lock.granted AND lock.waitstart < clock_timestamp() - %s * interval '1 second'"
+            " AND other.relation IN ('background_jobs'::regclass, 'worker_sessions'::regclass)"
         )
         with anyio.fail_after(30):
-            while self.conn.execute(query).fetchone() != (statements,):
+            while self.conn.execute(query, [seconds]).fetchone() == (0,):
                 await anyio.lowlevel.checkpoint()
 
     def claims_of(self, session: int) -> dict[int, set[int]]:

@@ -111,7 +111,9 @@ async def test_unknown_session_claims_nothing(
     """Rule 4: a claim needs a session that is there."""
     await engine.storage.enqueue(mails(2))
     stranger = Runner(engine, runner.control, runner.session + 100)
-    assert await stranger.take(thorough=thorough) == []
+    claimed = await stranger.claim(thorough=thorough)
+    assert list(claimed.jobs) == []
+    assert not claimed.complete  # nothing was looked at: "the queue is empty" must not be concluded
     assert engine.claims_of(stranger.session) == {}
     assert len(await runner.take(thorough=thorough)) == 2
 
@@ -129,7 +131,9 @@ async def test_dead_session_claims_nothing(
     other.maintain()
     engine.advance(1)
     assert other.maintain().rescue  # dead, and its row is still there
-    assert await runner.take(suspects=suspects) == []
+    claimed = await runner.claim(suspects=suspects)
+    assert list(claimed.jobs) == []
+    assert not claimed.complete
     assert len(await other.take(suspects=suspects)) == 1
 
 
@@ -162,6 +166,18 @@ async def test_hinted_claims_find_what_is_new(engine: Engine, runner: Runner) ->
     assert len(await runner.take(10, thorough=False)) == 2
     later = await engine.storage.enqueue(mails(2))
     assert ids(await runner.take(10, thorough=False)) == later
+
+
+async def test_a_drained_priority_hides_no_other(engine: Engine, runner: Runner) -> None:
+    """Rule 11: a first scan that ended at its limit saw nothing of lower priorities; when its own are drained, the same
+    claim goes on with them."""
+    high = await engine.storage.enqueue(mails(5, priority=9))
+    low = await engine.storage.enqueue(mails(5))
+    assert ids(await runner.take(4)) == high[:4]
+    jobs = await runner.take(4, thorough=False, token=4000)
+    assert ids(jobs) == [*high[4:], *low[:3]]
+    assert engine.claims_of(runner.session)[4000] == set(ids(jobs))
+    assert await engine.storage.release_claim(runner.session, 4000) == 4
 
 
 async def test_released_jobs_are_found_again(engine: Engine, runner: Runner) -> None:

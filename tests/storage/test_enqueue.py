@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.storage.engines import Engine, Runner, ids, mail, mails
+from workers import BackgroundJob
 from workers.errors import StorageRejectedError
 from workers.job import JobState, NewJob
 from workers.lifecycle import Retry
@@ -182,3 +183,17 @@ async def test_batch_keeps_its_order_and_reports_duplicates(engine: Engine) -> N
     for number, job_id in zip(numbers, enqueued, strict=True):
         record = await engine.storage.find(job_id or 0)
         assert record is None or record.data == f'{{"number": {number}}}'
+
+
+class Letter(BackgroundJob[None]):
+    number: int
+
+    async def run(self, ctx: None) -> None:
+        raise NotImplementedError
+
+
+async def test_jobs_enqueue_on_a_storage(engine: Engine, runner: Runner) -> None:
+    """DESIGN 1: a storage is a connection like any other, which is what users' own tests run on."""
+    first = await Letter(number=1).enqueue(engine.storage)
+    second, third = await Letter.enqueue_batch(engine.storage, [Letter(number=2), Letter(number=3)])
+    assert ids(await runner.take(types=("letter",))) == [first, second, third]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 
 import anyio
 import psycopg
@@ -48,8 +49,9 @@ async def test_a_rolled_back_transaction_frees_the_row(
     assert ids(await runner.take()) == [waiting]
 
 
+@pytest.mark.parametrize("locked_first", [False, True])
 async def test_a_claimed_job_is_no_answer(
-    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection, locked_first: bool
 ) -> None:
     """Rule 24: while a claim of the identical job is on its way the enqueue waits for it, and then writes a new job."""
     runner = postgres.runner()
@@ -61,9 +63,13 @@ async def test_a_claimed_job_is_no_answer(
 
     async with anyio.create_task_group() as tasks:
         with postgres.conn.transaction():
-            postgres.conn.execute("UPDATE background_jobs SET session_id = 1, dedup_key = NULL")
+            claim = "UPDATE background_jobs SET session_id = 1, dedup_key = NULL"
+            postgres.conn.execute(
+                "SELECT FROM background_jobs FOR UPDATE" if locked_first else claim
+            )
             tasks.start_soon(enqueue)
             await postgres.wait_blocked()
+            postgres.conn.execute(claim)
     assert fresh != [None]
     assert ids(await runner.take()) == fresh
     assert waiting not in fresh
@@ -126,23 +132,29 @@ async def test_batches_that_share_keys_do_not_deadlock(
     database_url: str, postgres: PostgresEngine
 ) -> None:
     """Rule 24: batches visit their keys in one order, whatever the caller's."""
-    conflicts = 0
+    enqueuers, rounds, keys = 4, 4, 300
+    written: list[int] = []
+    query = "SELECT id FROM workers_enqueue_deduplicated('mail', %s, 0::smallint, 'default', NULL)"
 
-    async def enqueuer(seed: int) -> None:
-        nonlocal conflicts
-        order = random.Random(seed)
-        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn:
-            for _ in range(5):
-                data = [f'{{"number": {number}}}' for number in order.sample(range(50), 50)]
-                query = "SELECT id FROM workers_enqueue_deduplicated('mail', %s, 0::smallint, 'default', NULL)"
-                rows = await (await conn.execute(query, [data])).fetchall()
-                conflicts += sum(row[0] is None for row in rows)
+    async def enqueue(conn: psycopg.AsyncConnection, numbers: list[int]) -> None:
+        data = [f'{{"number": {number}}}' for number in numbers]
+        rows = await (await conn.execute(query, [data])).fetchall()
+        written.extend(row[0] for row in rows if row[0] is not None)
 
-    async with anyio.create_task_group() as tasks:
-        for seed in range(8):
-            tasks.start_soon(enqueuer, seed)
-    assert conflicts == 8 * 5 * 50 - 50
-    assert len(await postgres.runner().take()) == 50
+    async with AsyncExitStack() as stack:
+        conns = [
+            await stack.enter_async_context(
+                await psycopg.AsyncConnection.connect(database_url, autocommit=True)
+            )
+            for _ in range(enqueuers)
+        ]
+        for number in range(rounds):
+            fresh = range(number * keys, (number + 1) * keys)
+            async with anyio.create_task_group() as tasks:
+                for seed, conn in enumerate(conns):
+                    tasks.start_soon(enqueue, conn, random.Random(seed).sample(fresh, keys))
+    assert len(written) == rounds * keys
+    assert len(await postgres.runner().take(2000)) == rounds * keys
 
 
 @pytest.mark.parametrize("together", [1, 3])

@@ -26,7 +26,8 @@ PAYLOADS = [
     '{"x": "\\u202e\\u0001%s %(name)s \\\\ \\" \' ;--"}',
 ]
 
-TIMES = ["infinity", "-infinity", "9999-12-31 23:59:59.999999+00", "290000-01-01", "4000-01-01 BC"]
+PAST = ["-infinity", "4000-01-01 BC"]
+TIMES = [*PAST, "infinity", "9999-12-31 23:59:59.999999+00", "290000-01-01"]
 
 
 def insert(postgres: PostgresEngine, **columns: object) -> int:
@@ -81,9 +82,7 @@ async def test_times_beyond_pythons(postgres: PostgresEngine, column: str, time:
     runner = postgres.runner()
     runner.maintain()
     jobs = await runner.take()
-    assert len(jobs) == (
-        column != "run_at" or time.endswith("infinity") and time != "infinity" or "BC" in time
-    )
+    assert len(jobs) == (column != "run_at" or time in PAST)
     await runner.settle(jobs, Bury("over"))
     assert len(await postgres.storage.list_jobs(JobState.DEAD)) == len(jobs)
     assert len(await postgres.storage.stats()) == 1

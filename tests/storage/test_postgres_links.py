@@ -10,9 +10,16 @@ from anyio import to_thread
 
 from tests.storage.engines import LEASE, NEVER, PostgresEngine, ids, mails
 from workers.errors import StorageUnavailableError
-from workers.lifecycle import Archive, Bury, Delete, Release, Retry, Wait
+from workers.lifecycle import Archive, Bury, Delete, Release, Retry, Transition, Wait
 
-ENDS = [Archive("completed"), Bury("over"), Delete(), Release(), Retry(0.0, "boom"), Wait(60.0)]
+ENDS: list[Transition] = [
+    Archive("completed"),
+    Bury("over"),
+    Delete(),
+    Release(),
+    Retry(0.0, "boom"),
+    Wait(60.0),
+]
 
 
 def terminate(postgres: PostgresEngine, session: int) -> None:

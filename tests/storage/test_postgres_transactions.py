@@ -91,12 +91,16 @@ async def test_what_raises_leaves_nothing(
     postgres: PostgresEngine, runner: Runner, job: ClaimedJob, transaction: Any, finished: bool
 ) -> None:
     """Guarantee 3: whatever the job raises, its effects and its end are rolled back; the claim stands."""
-    with pytest.raises(ZeroDivisionError):
+
+    async def attempt() -> None:
         async with transaction(runner, job) as work:
             await work.execute(INSERT)
             if finished:
                 await work.finish(Delete())
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await attempt()
     assert effects(postgres) == 0
     assert await runner.complete([job]) == {job.id}
 
@@ -114,12 +118,16 @@ async def test_a_swallowed_error_is_an_error(
     postgres: PostgresEngine, runner: Runner, job: ClaimedJob, transaction: Any
 ) -> None:
     """Rule 16: a transaction left in error can't be finished, so the effects before it are not lost silently."""
-    with pytest.raises(StorageRejectedError, match="in error"):
+
+    async def attempt() -> None:
         async with transaction(runner, job) as work:
             await work.execute(INSERT)
             with pytest.raises(psycopg.errors.UndefinedTable):
                 await work.execute("SELECT FROM nowhere")
             await work.finish(Delete())
+
+    with pytest.raises(StorageRejectedError, match="in error"):
+        await attempt()
     assert effects(postgres) == 0
     assert await runner.complete([job]) == {job.id}
 
@@ -128,10 +136,14 @@ async def test_a_commit_in_the_job_is_an_error(
     postgres: PostgresEngine, runner: Runner, job: ClaimedJob, transaction: Any
 ) -> None:
     """Rule 16: the job's end could no longer be one with its effects."""
-    with pytest.raises(StorageRejectedError, match="must not commit"):
+
+    async def attempt() -> None:
         async with transaction(runner, job) as work:
             await work.execute("COMMIT")
             await work.finish(Delete())
+
+    with pytest.raises(StorageRejectedError, match="must not commit"):
+        await attempt()
     assert await runner.complete([job]) == {job.id}
 
 
@@ -231,14 +243,18 @@ async def test_a_lost_connection_ends_the_attempt(
     postgres: PostgresEngine, runner: Runner, job: ClaimedJob, transaction: Any
 ) -> None:
     """Rule 16: the attempt fails, its effects are gone, and the next one gets a new connection."""
-    with pytest.raises(psycopg.OperationalError):
+
+    async def attempt(*, killed: bool) -> None:
         async with transaction(runner, job) as work:
             await work.execute(INSERT)
-            pid = work.run.connection.info.backend_pid
-            postgres.conn.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-            await work.execute(INSERT)
+            if killed:
+                pid = work.run.connection.info.backend_pid
+                postgres.conn.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            await work.execute("SELECT")
+            await work.finish(Delete())
+
+    with pytest.raises(psycopg.OperationalError):
+        await attempt(killed=True)
     assert effects(postgres) == 0
-    async with transaction(runner, job) as work:
-        await work.execute(INSERT)
-        await work.finish(Delete())
+    await attempt(killed=False)
     assert effects(postgres) == 1

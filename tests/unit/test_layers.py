@@ -63,8 +63,14 @@ MAY_IMPORT = {
     EDGES: {CORE, PORTS, API, ENGINES, RUNTIME, FACE},
 }
 
-#: Where the layers are joined: the one place that knows the engines, and what `import workers` switches on.
-EXCEPTIONS = {("storage", "storage.postgres.storage"), ("", "sentry")}
+#: Where the layers are joined: the one place that knows an engine by name, what `import workers` switches on, and
+#: `enqueue`, which on a connection of the user's own is SQL: the engine's statements, not its machinery.
+EXCEPTIONS = {
+    ("storage", "storage.postgres.storage"),
+    ("", "sentry"),
+    ("connections", "storage.postgres.statements"),
+    ("connections", "storage.postgres.literals"),
+}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -168,13 +174,10 @@ def test_the_core_does_no_io() -> None:
 
 def test_the_imports_are_really_read() -> None:
     """A check that finds nothing would pass for ever."""
-    assert ("runtime.worker", ANY_LINE) in {(t, ANY_LINE) for t, _ in imports_of("runtime.crew")}
+    assert "runtime.worker" in {target for target, _ in imports_of("runtime.crew")}
     assert "storage.base" in {target for target, _ in imports_of("storage.postgres.storage")}
     assert "background_job" not in {target for target, _ in imports_of("job_type")}
     assert sum(len(list(imports_of(module))) for module in MODULES) > 100
-
-
-ANY_LINE = 0
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -5,8 +5,10 @@
     listening     wake-ups by notification
     claimer       one a queue: takes jobs from the store
     work_queue    one a queue: claimed jobs on their way to the workers; `demand` says how many to hold in advance
-    worker        many a queue: runs one job at a time, through the `executor`
+    crew          the workers of all queues, and how they are waited for at the end
+    worker        many a queue: runs one job at a time, an `attempt`, through the `executor`, which is `driving` its code
     completer     one a runner: writes outcomes
+    empty         for `shutdown_when_queue_empty`
     ledger        what this runner has in its hands
 
 It uses the storage port, never an engine.

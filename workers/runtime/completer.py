@@ -49,6 +49,7 @@ class _Stream(Generic[W]):
         self.closed = False
         self.busy = False
         self._poked = False
+        self._uncertain = False  # the next batch may have been written already
 
     def add(self, item: W) -> None:
         self.buffer.append(item)
@@ -60,17 +61,27 @@ class _Stream(Generic[W]):
         self.event.set()
 
     async def run(self) -> None:
+        """Write until closed. Cancelled, it can be run again."""
         while True:
-            await self.event.wait()
             self.event.clear()
             while self.buffer or self._poked:
-                self._poked = False
-                batch, self.buffer = self.buffer[:MAX_WRITE], self.buffer[MAX_WRITE:]
-                self.busy = True
-                await self._persist(batch)
-                self.busy = False
+                await self._write_next()
             if self.closed:
                 return
+            await self.event.wait()
+
+    async def _write_next(self) -> None:
+        batch, self.buffer = self.buffer[:MAX_WRITE], self.buffer[MAX_WRITE:]
+        self._poked, self.busy = False, True
+        try:
+            await self._persist(batch, self._uncertain)
+            self._uncertain = False
+        except BaseException:
+            self.buffer[:0] = batch
+            self._uncertain = True
+            raise
+        finally:
+            self.busy = False
 
     async def _persist(self, batch: list[W], uncertain: bool = False) -> None:
         """Write `batch`, however often it takes. `uncertain`: it may have been written already."""

@@ -160,7 +160,10 @@ class Reports:
             stack,
         )
         if self._on_stall is not None:
-            self._on_stall(seconds, stack)
+            try:
+                self._on_stall(seconds, stack)
+            except Exception:  # it must not cost the runner its lease
+                logger.exception("the handler of a stalled event loop failed")
 
     def _resume(self) -> None:
         self._gate.open()

@@ -102,6 +102,8 @@ class Supervisor:
         if grace is not None:
             self._grace = min(self._grace, grace) if self._shutdown.is_set() else grace
             self._crew.hurry(grace)
+        for queue in self._queues.values():
+            queue.close()  # what a claim on its way brings is not begun either
         self._shutdown.set()
 
     async def run(self) -> None:
@@ -144,6 +146,8 @@ class Supervisor:
         self._keeper.start()
         try:
             self.ledger.begin_session(await asyncio.wrap_future(self._keeper.started))
+            if self._is_closing():  # the cancellation was lost on the way: asyncio.wait_for of Python 3.11 does that
+                raise asyncio.CancelledError
             self._gate.open()
             self._start_writing()
             await self._work()
@@ -227,8 +231,8 @@ class Supervisor:
             self._die(error)
         finally:
             for name, queue in self._queues.items():
-                self._claimers[name].give_back(queue.take_back())
                 queue.close()
+                self._claimers[name].give_back(queue.take_back())
             await self._insist(self._finish)
 
     async def _claim_until_shutdown(self) -> None:

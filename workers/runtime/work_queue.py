@@ -65,8 +65,8 @@ class WorkQueue:
         return self._jobs[0].token if self._jobs else None
 
     def pop(self) -> ClaimedJob | None:
-        """The next job, if there is one."""
-        if not self._jobs:
+        """The next job, if there is one and the queue is open."""
+        if self.closed or not self._jobs:
             return None
         job = self._jobs.popleft()
         if len(self._jobs) <= self._refill_at:
@@ -88,7 +88,7 @@ class WorkQueue:
                     self._waiting.remove(waiter)
 
     def close(self) -> None:
-        """No more jobs: the workers end when they have finished what they run."""
+        """No job is begun any more: the workers end when they have finished what they run. The rest is to be taken back."""
         self.closed = True
         self.attention.set()
         self._wake(len(self._waiting))

@@ -54,11 +54,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scan(msgspec.Struct, frozen=True):
-    """Which rows a claim looks at.
-
-    `thorough`: every waiting row, whatever hints the engine keeps (asked for at start and before "empty" is concluded).
-    `suspects`: instead of ordinary jobs, those that were claimed when a process died, with at most this many crashes;
-    0 for ordinary jobs.
+    """`thorough`: look at every waiting row, whatever hints the engine keeps (at start, and before "empty" is concluded).
+    `suspects`: 0 for ordinary jobs; else those that were claimed when a process died, with at most this many crashes.
     """
 
     thorough: bool = False
@@ -77,9 +74,8 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """What a claim took, highest priority first, then in order of position.
-
-    `complete`: the whole queue was looked at, so fewer jobs than the limit means that no more are waiting.
+    """What a claim took, highest priority first, then in order of position. `complete`: the whole queue was looked at, so
+    that fewer jobs than the limit means no more; never for a session that is not alive, nor for suspects.
     """
 
     jobs: Sequence[ClaimedJob]
@@ -102,8 +98,7 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """`written` ids were changed; `superseded` ids went back to waiting, met an identical waiting job and made way for it.
-
+    """`written` ids were changed; `superseded` ones met an identical waiting job on their way back and made way for it.
     An id in neither was fenced: its claim is no longer this session's.
     """
 
@@ -138,11 +133,9 @@ class MaintenanceRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
-    """What the housekeeping found.
-
-    `alive`: this session still is. `wakes`: what became available. `suspects`: queues of this runner in which jobs that
-    crashed a process wait. `stray`: (job type, queue) pairs of known types that wait in queues this runner does not work.
-    `rescue`: some session is dead and still has claims.
+    """What the housekeeping found. `alive`: this session still is. `wakes`: what became available. `suspects`: queues of this
+    runner in which jobs that crashed a process wait. `stray`: (job type, queue) pairs of known types that wait in queues
+    this runner does not work. `rescue`: some session is dead and still has claims.
     """
 
     alive: bool
@@ -183,8 +176,7 @@ class SyncTransactionalRun(Protocol):
 
     connection: Any
 
-    def finish(self, settlement: Settlement) -> None:
-        """See `TransactionalRun.finish`."""
+    def finish(self, settlement: Settlement) -> None: ...
 
 
 class Storage(Protocol):
@@ -282,10 +274,8 @@ class Control(Protocol):
         """Give back everything this session holds, remove it and disconnect. Returns how many jobs went back."""
 
     def wait(self, seconds: float) -> None:
-        """Wait at most `seconds`; returns early when poked, and at once when the link breaks.
-
-        Others take a link that stays away for a second for a death: sleeping through its loss is not an option.
-        """
+        """Wait at most `seconds`; returns early when poked, and at once when the link breaks: to others a link that stays
+        away for a second is a death."""
 
     def poke(self) -> None:
         """End the wait that is on, or the next one; callable from any thread."""

@@ -55,7 +55,7 @@ class MemoryControl:
             session = tables.sessions.get(self._id)
             alive = session is not None and session.alive
             if session is not None and alive and request.renew:
-                session.lease_until = max(session.lease_until, tables.clock() + request.lease)
+                session.renew(tables.clock(), request.lease)
             wakes = self._make_available(request.declared)
             known = [
                 (row, row.queue)

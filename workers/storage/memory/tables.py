@@ -95,6 +95,11 @@ class Session:
     dead_reason: str = ""
     claims: dict[int, list[int]] = field(default_factory=dict)
 
+    def renew(self, now: float, lease: float) -> None:
+        """Renew the lease, once a third of it is gone."""
+        if self.lease_until < now + 0.67 * lease:
+            self.lease_until = now + lease
+
 
 class Tables:
     """All rows, under one lock."""

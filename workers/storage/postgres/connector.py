@@ -17,6 +17,13 @@ __all__ = ["Connector"]
 _NOT_OURS = ("cursor_factory",)
 _CONNECT_SECONDS = 5
 
+#: What a role allows web requests is no measure for a link that listens all day, or for a job at work in its transaction,
+#: which has a `timeout` of its own. What is in pg_settings depends on the version of the server.
+_PATIENCE = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
+
 
 class Connector:
     """Connects with the conninfo and keyword arguments of `pool`; both may be callables, as psycopg_pool allows."""
@@ -31,12 +38,24 @@ class Connector:
             dsn, kwargs = asyncio.run(self._resolve())
         else:
             dsn, kwargs = _prepared(pool.conninfo, pool.kwargs)
-        return psycopg.Connection.connect(dsn, **kwargs)
+        conn = psycopg.Connection.connect(dsn, **kwargs)
+        try:
+            conn.execute(_PATIENCE)
+        except BaseException:
+            conn.close()
+            raise
+        return conn
 
     async def connect_async(self) -> psycopg.AsyncConnection[Any]:
         """An asynchronous autocommit connection."""
         dsn, kwargs = await self._resolve()
-        return await psycopg.AsyncConnection.connect(dsn, **kwargs)
+        conn = await psycopg.AsyncConnection.connect(dsn, **kwargs)
+        try:
+            await conn.execute(_PATIENCE)
+        except BaseException:
+            await conn.close()
+            raise
+        return conn
 
     async def _resolve(self) -> tuple[str, dict[str, Any]]:
         values = []

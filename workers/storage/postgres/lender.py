@@ -30,6 +30,8 @@ class Lender:
         self._pool = pool
         self._connect = connect
         self._unwell = False
+        #: Failures to connect that the pool got over.
+        self._overcome = 0
         self._own: set[_Connection] = set()
         self._spare: list[_Connection] = []
 
@@ -45,6 +47,8 @@ class Lender:
             except PoolTimeout:
                 if self._pool.closed:
                     raise
+                # busy with others, or looking for the server? They may have found it gone
+                self._unwell = self._failures() > self._overcome
 
     async def give_back(self, conn: _Connection) -> None:
         """Take back a connection; what is lost is replaced."""
@@ -56,10 +60,15 @@ class Lender:
             else:
                 self._spare.append(conn)
             return
-        self._unwell = lost
-        await self._pool.putconn(conn)
-        if not lost:
+        if lost:
+            self._unwell = True
+        elif self._unwell:
+            self._unwell, self._overcome = False, self._failures()
             await self.close()
+        await self._pool.putconn(conn)
+
+    def _failures(self) -> int:
+        return self._pool.get_stats().get("connections_errors", 0)
 
     async def close(self) -> None:
         """Close spare connections."""

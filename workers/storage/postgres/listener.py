@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import anyio
 import psycopg
 from psycopg import sql
 
@@ -27,8 +28,10 @@ class PostgresListener:
         """Connect and subscribe."""
         with translated():
             conn = self._conn = await self._connect()
-            ((channel,),) = await fetch_on(conn, "SELECT workers_channel()", {})
-            await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            # a statement that is cancelled again and again is no clean end: the driver would warn of it
+            with anyio.CancelScope(shield=True):
+                ((channel,),) = await fetch_on(conn, "SELECT workers_channel()", {})
+                await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
             self.address = f"probe {conn.info.backend_pid}"
 
     async def __aiter__(self) -> AsyncIterator[Wake | None]:

@@ -87,8 +87,8 @@ class PostgresStorage:
             with translated():
                 # a pool goes on trying for half a minute before it says what is wrong
                 await (await self._connector.connect_async()).close()
+                self._opened = True  # it is to be closed even when opening it is broken off
                 await self._pool.open(wait=True)
-            self._opened = True
         ((ready,),) = await self._checkout.fetch(
             "SELECT to_regclass('background_jobs') IS NOT NULL", {}
         )

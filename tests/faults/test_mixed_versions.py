@@ -1,0 +1,60 @@
+"""Fault 22: workers of different versions on one queue. Rule 6; guarantee 7."""
+
+from __future__ import annotations
+
+import signal
+
+import psycopg
+
+from tests.helpers.fault_jobs import Brief, Held, Later
+from tests.helpers.history import History, by, check
+from tests.helpers.processes import Crew
+from tests.helpers.runners import eventually, left
+
+
+def test_an_old_worker_leaves_alone_what_it_does_not_know(
+    conn: psycopg.Connection, workers: Crew, history: History
+) -> None:
+    """Rule 6: unknown types in front of known ones neither stop the queue nor are touched."""
+    old = workers.start("brief")
+    old.ready()
+    later = Later.enqueue_batch(conn, [Later(key=key) for key in range(30)], priority=10)
+    brief = Brief.enqueue_batch(conn, [Brief(key=key) for key in range(30)])
+    history.wait_for("end", count=len(brief))
+    rows = conn.execute("SELECT id, session_id, retries, crashes FROM background_jobs")
+    untouched = {row for row in rows if row[0] in later}
+    assert untouched == {(job, None, 0, 0) for job in later}
+
+    new = workers.start("brief,later")
+    history.wait_for("end", count=len(brief) + len(later))
+    for member in workers.members:
+        member.send(signal.SIGTERM)
+    assert [member.wait() for member in workers.members] == [0, 0]
+    assert {event.process for event in history.events("start") if event.job in later} == {new.name}
+    assert left(conn) == dict.fromkeys(left(conn), 0)
+
+
+def test_workers_with_different_job_types_share_a_queue(
+    conn: psycopg.Connection, workers: Crew, history: History
+) -> None:
+    """Rule 6: each runs its own types, and one of them takes over what the other one's death left behind."""
+    one, two = workers.start("brief,held"), workers.start("later,held")
+    one.ready()
+    two.ready()
+    brief, later, held = [], [], []
+    for round_number in range(10):
+        brief += Brief.enqueue_batch(conn, [Brief(key=round_number) for _ in range(10)])
+        later += Later.enqueue_batch(conn, [Later(key=round_number) for _ in range(10)])
+    history.wait_for("end", count=len(brief) + len(later))
+    held += Held.enqueue_batch(conn, [Held(key=key) for key in range(8)])
+    history.wait_for("start", count=len(brief) + len(later) + len(held))
+
+    one.kill()
+    two.open()
+
+    eventually(lambda: left(conn)["background_jobs"] == 0)
+    starts = history.events("start")
+    assert {event.process for event in starts if event.job in brief} == {one.name}
+    assert {event.process for event in starts if event.job in later} == {two.name}
+    assert {event.job for event in history.events("end", where=by(two.name))} == {*later, *held}
+    assert check(history.events(), [*brief, *later, *held]).lost == []

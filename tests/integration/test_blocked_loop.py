@@ -1,0 +1,71 @@
+"""A job that blocks the event loop: it is named, and costs the runner neither its lease nor its jobs. Rule 23, fault 21."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import psycopg
+import pytest
+
+from tests.conftest import AsyncPool
+from tests.helpers.running import PATIENCE, World, drain, eventually, make_runner
+from workers import BackgroundJob
+
+ROWS = "SELECT count(*), sum(retries), sum(crashes) FROM background_jobs"
+
+
+class Block(BackgroundJob[World]):
+    async def run(self, ctx: World) -> None:
+        ctx.signal("blocks")
+        ctx.wait_in_thread("may end")  # and the loop with it
+        ctx.note("done")
+
+
+async def test_a_job_that_blocks_the_loop(
+    pool: AsyncPool,
+    database_url: str,
+    conn: psycopg.Connection,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The session thread keeps the lease, and names the job and the line it stands at; a handler may be told too."""
+    caplog.set_level(logging.ERROR, "workers")
+    world, other = World(), World()
+    stalls: list[tuple[float, str]] = []
+
+    def on_stall(seconds: float, stack: str) -> None:
+        stalls.append((seconds, stack))
+        world.signal("stalled")
+        raise ZeroDivisionError  # a handler that fails harms nobody
+
+    async def main() -> None:
+        runner = make_runner(database_url, Block, context=world, lease=1, loop_stall_limit=0.5)
+        async with runner.start(on_stall=on_stall) as handle:
+            await world.wait("over")
+            handle.shutdown()
+
+    job_id = Block().enqueue(conn)
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    await world.wait("blocks")
+    await world.wait("stalled")
+    until = conn.execute("SELECT lease_until FROM worker_sessions").fetchone()
+    assert until is not None
+    # housekeeping goes on while the loop stands still
+    await eventually(conn, f"SELECT lease_until > '{until[0]}' FROM worker_sessions", [(True,)])
+    await drain(pool, Block, context=other)
+    assert conn.execute(ROWS).fetchone() == (1, 0, 0)
+    world.signal("may end")
+    await eventually(conn, ROWS, [(0, None, None)])
+    world.signal("over")
+    await asyncio.to_thread(thread.join, PATIENCE)
+    assert not thread.is_alive()
+    assert world.seen.count("done") == 1
+    assert other.seen == []
+    ((seconds, stack),) = stalls
+    assert seconds > 0.5
+    assert "wait_in_thread" in stack
+    assert f"Running: {job_id} (block)" in caplog.text
+    assert "wait_in_thread" in caplog.text
+    assert "the handler of a stalled event loop failed" in caplog.text

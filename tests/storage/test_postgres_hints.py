@@ -1,0 +1,55 @@
+"""Scan hints on a real queue: rows that commit late lie behind the hint, and are found (rule 11)."""
+
+from __future__ import annotations
+
+import psycopg
+
+from tests.storage.engines import PostgresEngine, ids, mails
+from workers.storage.base import Wake
+
+LATE = "SELECT workers_enqueue('mail', '{}', 'default')"
+
+
+async def test_a_late_commit_is_found_by_its_notification(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 11: sequence order is not commit order; the notification pulls the hint back."""
+    runner = postgres.runner()
+    async with aconn.transaction():
+        row = await (await aconn.execute(LATE)).fetchone()
+        assert row is not None
+        last = "SELECT last_value FROM background_jobs_position_seq"
+        position = postgres.conn.execute(last).fetchone()
+        assert position is not None
+        later = await postgres.storage.enqueue(mails(2))
+        assert ids(await runner.take(5)) == later
+    assert await runner.take(thorough=False) == []
+    postgres.storage.noticed(Wake("default", 0, position[0]))
+    assert ids(await runner.take(thorough=False)) == [row[0]]
+
+
+async def test_a_late_commit_is_found_without_one(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 11: with notifications switched off, within about a second."""
+    runner = postgres.runner()
+    async with aconn.transaction():
+        row = await (await aconn.execute(LATE)).fetchone()
+        assert row is not None
+        later = await postgres.storage.enqueue(mails(2))
+        assert ids(await runner.take(5)) == later
+    found: list[int] = []
+    begun = postgres.now
+    while not found:
+        found = ids(await runner.take(thorough=False))
+    assert found == [row[0]]
+    assert postgres.now - begun <= 1.5
+
+
+async def test_a_notification_of_an_unknown_queue_is_nothing(postgres: PostgresEngine) -> None:
+    """Rule 27: hints are kept for the queues that are worked here."""
+    runner = postgres.runner()
+    for queue in ("", "elsewhere"):
+        postgres.storage.noticed(Wake(queue, 3, 5))
+    enqueued = await postgres.storage.enqueue(mails(1))
+    assert ids(await runner.take(thorough=False)) == enqueued

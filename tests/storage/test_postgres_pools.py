@@ -1,0 +1,286 @@
+"""Pools that belong to somebody else: their settings do no harm here, and are as they were afterwards (rule 17)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from tests.helpers.server import connection_url
+from tests.storage.engines import PostgresEngine, ids, mail, mails
+from workers.errors import MigrationError, StorageUnavailableError
+from workers.job import JobState
+from workers.lifecycle import Archive, Bury, Release, Retry
+from workers.storage.postgres.storage import PostgresStorage
+
+#: Settings of a session that would do harm to statements that know nothing of them.
+SESSIONS: dict[str, dict[str, str]] = {
+    "plain": {},
+    "short timeouts": {"statement_timeout": "100ms", "lock_timeout": "50ms"},
+    "short idle timeouts": {
+        "idle_in_transaction_session_timeout": "50ms",
+        "idle_session_timeout": "0",
+    },
+    "serializable": {"default_transaction_isolation": "serializable"},
+    "read only": {"default_transaction_read_only": "on"},
+    "another planner": {
+        "enable_indexscan": "off",
+        "plan_cache_mode": "force_generic_plan",
+        "jit_above_cost": "0",
+    },
+    "another place": {
+        "timezone": "Asia/Tokyo",
+        "datestyle": "German",
+        "intervalstyle": "sql_standard",
+    },
+}
+
+#: Keyword arguments of connections, and pool settings.
+KINDS: dict[str, dict[str, Any]] = {
+    "one connection": {"max_size": 1},
+    "transactions": {"kwargs": {"autocommit": False}},
+    "autocommit": {"kwargs": {"autocommit": True}},
+    "rows as dicts": {"kwargs": {"row_factory": dict_row}},
+    "other cursors": {"kwargs": {"cursor_factory": psycopg.AsyncRawCursor}},
+    "never prepared": {"kwargs": {"prepare_threshold": None}},
+    "always prepared": {"kwargs": {"prepare_threshold": 0}},
+}
+
+
+ASSERT_READ_COMMITTED = """
+CREATE FUNCTION is_read_committed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    ASSERT current_setting('transaction_isolation') = 'read committed';
+    RETURN NULL;
+END $$;
+CREATE TRIGGER is_read_committed BEFORE INSERT OR UPDATE OR DELETE ON background_jobs EXECUTE FUNCTION is_read_committed()
+"""
+
+
+def url_with(url: str, settings: dict[str, str]) -> str:
+    """The same with settings of the session, as an application's own DSN would have them."""
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    return connection_url(url, options=options) if options else url
+
+
+async def profile(pool: AsyncConnectionPool[Any]) -> dict[str, Any]:
+    """What a connection of the pool is set to."""
+    conn = await pool.getconn()
+    try:
+        names = "autocommit", "isolation_level", "read_only", "row_factory", "cursor_factory"
+        # those of plpgsql are there once it was used
+        query = "SELECT name, setting FROM pg_settings WHERE name NOT LIKE 'plpgsql.%'"
+        settings = await psycopg.AsyncCursor(conn).execute(query)
+        found = dict(await settings.fetchall())
+        await conn.rollback()
+        return found | {name: getattr(conn, name) for name in names}
+    finally:
+        await pool.putconn(conn)
+
+
+async def use(engine: PostgresEngine) -> None:
+    """Everything that a runner does, twice, so that connections are used again."""
+    storage = engine.storage
+    for _ in range(2):
+        runner = engine.runner()
+        await storage.enqueue(
+            [*mails(5), *mails(2, deduplicated=True, priority=1), mail(9, delay=60)]
+        )
+        twin, other_twin, *jobs = await runner.take(thorough=False)
+        assert len(jobs) == 5
+        assert await runner.complete(jobs[:1]) == {jobs[0].id}
+        ends = (
+            Retry(60.0, "boom"),
+            Bury("over"),
+            Archive("completed"),
+            Release(),
+            Release(),
+            Release(),
+        )
+        settled = await runner.settle([*jobs[1:], twin, other_twin], *ends)
+        assert len(settled.written) == 6
+        [again] = await runner.take(1, token=9000)
+        assert await storage.release_claim(runner.session, 9000) == 1
+        assert await storage.find(again.id)
+        assert await storage.requeue(ids(await storage.list_jobs(JobState.DEAD))) == [jobs[2].id]
+        assert await storage.stats()
+        assert await storage.failed_jobs()
+        assert runner.maintain().alive
+        assert len(await runner.take()) == 4
+        assert runner.control.close() == 4
+        engine.conn.execute("TRUNCATE background_jobs, archived_jobs, dead_jobs")
+
+
+@pytest.mark.parametrize("settings", SESSIONS.values(), ids=SESSIONS)
+async def test_sessions(database_url: str, warm_server: None, settings: dict[str, str]) -> None:
+    """Rule 17: whatever the session is set to, everything works, and it stays set."""
+    async with PostgresEngine.opened(
+        url_with(database_url, settings), conn_url=database_url
+    ) as engine:
+        before = await profile(engine.pool)
+        await use(engine)
+        assert await profile(engine.pool) == before
+
+
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+async def test_kinds_of_connections(
+    database_url: str, warm_server: None, settings: dict[str, Any]
+) -> None:
+    """Rule 17: whatever the driver's connections are like."""
+    async with PostgresEngine.opened(database_url, **settings) as engine:
+        before = await profile(engine.pool)
+        await use(engine)
+        assert await profile(engine.pool) == before
+
+
+@pytest.mark.parametrize(
+    "level", [psycopg.IsolationLevel.SERIALIZABLE, psycopg.IsolationLevel.REPEATABLE_READ]
+)
+async def test_isolation_set_in_the_driver(
+    database_url: str, warm_server: None, level: psycopg.IsolationLevel
+) -> None:
+    """Rule 17: a level that the driver asks for at each BEGIN."""
+
+    async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.set_isolation_level(level)
+        await conn.set_read_only(True)
+
+    async with PostgresEngine.opened(database_url, configure=configure) as engine:
+        before = await profile(engine.pool)
+        engine.conn.execute(ASSERT_READ_COMMITTED)
+        await use(engine)
+        assert await profile(engine.pool) == before
+
+
+async def test_callable_conninfo_and_kwargs(database_url: str, warm_server: None) -> None:
+    """Rule 17: a pool that asks for its password each time is asked by the runner's own links as well."""
+    asked: list[str] = []
+
+    async def conninfo() -> str:
+        asked.append("conninfo")
+        return database_url
+
+    async with PostgresEngine.opened(database_url, conninfo=conninfo, max_size=1) as engine:
+        control = engine.storage.control()
+        await anyio.to_thread.run_sync(control.open, "in a thread", 15.0)
+        assert await anyio.to_thread.run_sync(control.close) == 0
+        listener = engine.storage.listener()
+        assert listener is not None
+        await listener.open()
+        await listener.close()
+        await engine.storage.enqueue(mails(1))
+    assert len(asked) >= 3
+
+
+async def test_a_short_lock_timeout_is_not_ours(database_url: str, warm_server: None) -> None:
+    """Rule 17, FAULTS 11: a claim that has to wait longer than the application's timeouts still happens."""
+    short = {"statement_timeout": "100ms", "lock_timeout": "50ms"}
+    async with PostgresEngine.opened(
+        url_with(database_url, short), conn_url=database_url
+    ) as engine:
+        runner = engine.runner()
+        await engine.storage.enqueue(mails(2))
+        taken: list[int] = []
+
+        async def take() -> None:
+            taken.extend(ids(await runner.take()))
+
+        async with anyio.create_task_group() as tasks:
+            with engine.conn.transaction():
+                engine.conn.execute("SELECT FROM worker_sessions FOR UPDATE")
+                tasks.start_soon(take)
+                await engine.wait_blocked(seconds=0.2)
+        assert len(taken) == 2
+
+
+@pytest.fixture
+async def closed_pool(database_url: str) -> AsyncIterator[AsyncConnectionPool[Any]]:
+    pool = AsyncConnectionPool(database_url, min_size=1, max_size=2, open=False)
+    yield pool
+    await pool.close()
+
+
+async def test_an_unopened_pool_is_opened_and_closed(closed_pool: AsyncConnectionPool[Any]) -> None:
+    """Rule 17: and an open one is left open."""
+    storage = PostgresStorage(closed_pool)
+    await storage.open()
+    assert not closed_pool.closed
+    await storage.close()
+    assert closed_pool.closed
+
+
+async def test_an_open_pool_is_left_open(database_url: str) -> None:
+    """Rule 17: it is the application's."""
+    async with AsyncConnectionPool(database_url, min_size=1, max_size=2, open=False) as pool:
+        storage = PostgresStorage(pool)
+        await storage.open()
+        await storage.close()
+        assert not pool.closed
+
+
+async def test_a_dsn(database_url: str, conn: psycopg.Connection) -> None:
+    """A DSN is a pool that the storage opens and closes itself."""
+    storage = PostgresStorage(database_url)
+    await storage.open()
+    assert await storage.enqueue(mails(2)) == [1, 2]
+    await storage.close()
+
+
+async def test_missing_tables(raw_database_url: str) -> None:
+    """The error says what to do."""
+    storage = PostgresStorage(raw_database_url)
+    with pytest.raises(MigrationError, match="workers migrate"):
+        await storage.open()
+    await storage.close()
+
+
+async def test_a_broken_pool_connection(postgres: PostgresEngine) -> None:
+    """Rule 14: a connection that died in the pool is an outcome unknown, and the next one is new."""
+    await postgres.storage.enqueue(mails(1))
+    postgres.conn.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity AS activity"
+        " WHERE pid <> pg_backend_pid() AND query LIKE %s AND datname = current_database()",
+        ["%INSERT INTO background_jobs%"],
+    )
+    for _ in range(10):
+        try:
+            assert len(await postgres.storage.stats()) == 1
+            return
+        except StorageUnavailableError:
+            pass
+    pytest.fail("the pool never recovered")
+
+
+async def test_times_in_any_session(database_url: str, warm_server: None) -> None:
+    """Times are the same moments, whatever the session's zone and style."""
+    when = datetime(2031, 5, 6, 7, 8, 9, 123457, tzinfo=UTC)
+    url = url_with(database_url, SESSIONS["another place"])
+    async with PostgresEngine.opened(url, conn_url=database_url) as engine:
+        [job_id] = await engine.storage.enqueue([mail(run_at=when)])
+        record = await engine.storage.find(job_id or 0)
+        assert record is not None
+        assert record.run_at == when
+
+
+async def test_another_search_path(database_url: str, raw_schema: str, warm_server: None) -> None:
+    """Rule 17: a checkout that finds another search_path than the first one had sets its own, and puts that one back."""
+    async with PostgresEngine.opened(database_url, max_size=1) as engine:
+        await engine.storage.enqueue(mails(1))
+        conn = await engine.pool.getconn()
+        await conn.close()
+        await engine.pool.putconn(conn)
+        engine.pool._configure = _elsewhere  # psycopg_pool has no public way
+        await engine.storage.enqueue(mails(1))
+        assert len(await engine.storage.list_jobs(JobState.AVAILABLE)) == 2
+
+
+async def _elsewhere(conn: psycopg.AsyncConnection[Any]) -> None:
+    await conn.execute(sql.SQL("SET search_path = pg_catalog"))
+    await conn.commit()

@@ -1,0 +1,160 @@
+"""Claims whose replies are lost, late or refused; and the runner that may not claim. Rules 2, 19 and 29."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import cast
+
+import anyio
+import pytest
+
+from workers.config import QueueConfig
+from workers.errors import StorageRejectedError, StorageUnavailableError
+from workers.job import ClaimedJob
+from workers.runtime.claimer import Claimer
+from workers.runtime.completer import Completer
+from workers.runtime.gate import Gate
+from workers.runtime.ledger import Ledger
+from workers.runtime.work_queue import WorkQueue
+from workers.storage.base import Claimed, ClaimRequest, Guard, Storage
+
+PATIENCE = 10
+
+
+class Store:
+    """Answers claims with what `answers` says; notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, int]] = []
+        self.answers: list[Sequence[int] | Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.news = asyncio.Condition()
+
+    async def note(self, what: str, session: int, token: int) -> None:
+        self.asked.append((what, session, token))
+        async with self.news:
+            self.news.notify_all()
+
+    async def claim(self, request: ClaimRequest) -> Claimed:
+        await self.note("claim", request.session, request.token)
+        await self.gate.wait()
+        answer = self.answers.pop(0) if self.answers else ()
+        if isinstance(answer, Exception):
+            raise answer
+        token = request.token
+        jobs = [ClaimedJob(i, "mail", "default", 0, "{}", 0, 0, False, token) for i in answer]
+        return Claimed(jobs, complete=True)
+
+    async def release_claim(self, session: int, token: int) -> int:
+        await self.note("release", session, token)
+        return 1
+
+
+class Bench:
+    """A claimer with three idle workers."""
+
+    def __init__(self) -> None:
+        self.store, self.gate, self.ledger = Store(), Gate(), Ledger()
+        self.ledger.begin_session(1)
+        self.gate.open()
+        self.queue = WorkQueue("default", QueueConfig(num_workers=3, poll_interval=60))
+        storage = cast(Storage, self.store)
+        completer = Completer(storage, self.ledger)
+        types = ("mail",)
+        self.claimer = Claimer(storage, self.queue, self.ledger, completer, self.gate, types, 500)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        workers = [asyncio.create_task(self.queue.wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        task = asyncio.create_task(self.claimer.run())
+        try:
+            yield
+        finally:
+            for each in (task, *workers):
+                each.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(task, *workers)
+
+    async def asked(self, count: int) -> list[tuple[str, int, int]]:
+        """What the store was asked, once it was asked `count` times."""
+        async with asyncio.timeout(PATIENCE), self.store.news:
+            await self.store.news.wait_for(lambda: len(self.store.asked) >= count)
+        return self.store.asked[:count]
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+async def test_a_claim_whose_reply_was_lost_is_given_back_before_the_next(bench: Bench) -> None:
+    """Rule 2: under its own token and session; and it is on its way, no orphan, until then."""
+    bench.store.answers = [StorageUnavailableError("connection lost"), [7]]
+    async with bench.running():
+        await bench.asked(1)
+        assert bench.ledger.orphans({1: [5]}) == []
+        assert await bench.asked(3) == [("claim", 1, 1), ("release", 1, 1), ("claim", 1, 2)]
+        assert bench.ledger.orphans({1: [5]}) == [Guard(5, 1)], (
+            "what lands late is found by the session"
+        )
+
+
+async def test_a_claim_that_was_refused_is_tried_again(bench: Bench) -> None:
+    """Nothing stands under its token; the runner goes on trying, and slower."""
+    bench.store.answers = [StorageRejectedError("no such table")] * 3
+    async with bench.running():
+        assert await bench.asked(4) == [("claim", 1, token) for token in (1, 2, 3, 4)]
+
+
+async def test_nothing_is_claimed_while_the_session_has_no_link(bench: Bench) -> None:
+    """Rule 19: a closed gate holds claims back, also one that was about to be made."""
+    bench.gate.close()
+    async with bench.running():
+        assert await bench.claimer.claim(1) == -1
+        assert bench.store.asked == []
+        bench.gate.open()
+        assert await bench.asked(1) == [("claim", 1, 1)]
+
+
+async def test_what_was_claimed_by_a_session_that_is_gone_is_not_run(bench: Bench) -> None:
+    """The reply came after the session was taken for dead: its jobs are given back by others, and belong to them."""
+    bench.store.gate.clear()
+    bench.store.answers = [[1, 2]]
+    async with bench.running():
+        await bench.asked(1)
+        bench.ledger.begin_session(2)
+        bench.store.gate.set()
+        bench.claimer.wake()
+        assert await bench.asked(2) == [("claim", 1, 1), ("claim", 2, 2)]
+        assert (len(bench.queue), len(bench.ledger)) == (0, 0)
+
+
+async def test_a_wake_up_during_a_claim_counts_for_the_next(bench: Bench) -> None:
+    """What was committed after the claim's snapshot is not left until the next poll."""
+    bench.store.gate.clear()
+    async with bench.running():
+        await bench.asked(1)
+        bench.claimer.wake()
+        bench.store.gate.set()
+        assert len(await bench.asked(2)) == 2
+
+
+async def test_claim_and_hand_over_are_one(bench: Bench) -> None:
+    """Rule 29: a claim loop that is cancelled while the statement is on its way still takes over what it claimed."""
+
+    bench.store.gate.clear()
+    bench.store.answers = [[1, 2, 3]]
+    workers = [asyncio.create_task(bench.queue.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(bench.claimer.run)
+        await bench.asked(1)
+        group.cancel_scope.cancel()
+        asyncio.get_running_loop().call_later(0.01, bench.store.gate.set)
+    assert [job.id for job in bench.queue.take_back()] == [1, 2, 3]
+    await asyncio.gather(*workers)

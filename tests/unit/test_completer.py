@@ -1,0 +1,247 @@
+"""How outcomes are written: in batches, guarded, repeated, and split until the bad one is alone. Rules 14 and 26."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from workers import telemetry
+from workers.errors import StorageRejectedError, StorageUnavailableError
+from workers.job import ClaimedJob
+from workers.lifecycle import Bury, Release, Retry
+from workers.runtime.completer import Completer
+from workers.runtime.ledger import Ledger
+from workers.storage.base import Guard, Settled, Settlement, Storage
+
+PATIENCE = 10
+
+
+class Store:
+    """Notes what it is asked to write. `trouble` is raised instead, as often as it says."""
+
+    def __init__(self) -> None:
+        self.completed: list[list[int]] = []
+        self.settled: list[list[Settlement]] = []
+        self.forgotten: list[tuple[int, int]] = []
+        self.trouble: list[Exception] = []
+        self.bad: set[int] = set()
+        self.gone: set[int] = set()
+        self.superseded: set[int] = set()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def _write(self, session: int, ids: list[int], closed: Collection[int]) -> list[int]:
+        await self.gate.wait()
+        if self.trouble:
+            raise self.trouble.pop(0)
+        if self.bad & set(ids):
+            raise StorageRejectedError("bad data")
+        self.forgotten += [(session, token) for token in closed]
+        return [job_id for job_id in ids if job_id not in self.gone]
+
+    async def complete(
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
+    ) -> Collection[int]:
+        written = await self._write(session, [guard.id for guard in guards], closed)
+        self.completed.append([guard.id for guard in guards])
+        return written
+
+    async def settle(
+        self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
+    ) -> Settled:
+        bad, self.bad = (
+            self.bad,
+            self.bad - {item.guard.id for item in settlements if isinstance(item.transition, Bury)},
+        )
+        try:
+            written = await self._write(session, [item.guard.id for item in settlements], closed)
+        finally:
+            self.bad = bad
+        self.settled.append(list(settlements))
+        return Settled(
+            [i for i in written if i not in self.superseded], self.superseded & set(written)
+        )
+
+
+class Bench:
+    """A completer on a Store, and jobs that were claimed."""
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self.ledger = Ledger()
+        self.ledger.begin_session(1)
+        self.completer = Completer(cast(Storage, self.store), self.ledger)
+
+    def claim(self, *ids: int) -> list[ClaimedJob]:
+        token = self.ledger.begin_claim()
+        jobs = [
+            ClaimedJob(job_id, "mail", "default", 0, "{}", 0, 0, False, token) for job_id in ids
+        ]
+        self.ledger.claimed(token, jobs, 0.0)
+        return jobs
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.completer.run())
+        yield
+        self.completer.close()
+        async with asyncio.timeout(PATIENCE):
+            await task
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+async def test_what_ends_while_a_statement_is_on_its_way_is_the_next_batch(bench: Bench) -> None:
+    """No timer: the first is written at once, then all that gathered."""
+    jobs = bench.claim(*range(10))
+    bench.store.gate.clear()
+    async with bench.running():
+        bench.completer.completed(jobs[0])
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for job in jobs[1:]:
+            bench.completer.completed(job)
+        assert bench.store.completed == []
+        bench.store.gate.set()
+    assert bench.store.completed == [[0], list(range(1, 10))]
+    assert bench.completer.idle
+    assert not bench.ledger
+    assert bench.store.forgotten == [(1, 1)]
+
+
+async def test_the_two_streams_do_not_wait_for_each_other(bench: Bench) -> None:
+    """A give-back that meets a lock does not hold up completions."""
+    jobs = bench.claim(1, 2)
+    completed = asyncio.Event()
+
+    async def slow(*args: Any) -> Settled:
+        await completed.wait()
+        return Settled([1])
+
+    async def quick(*args: Any) -> list[int]:
+        completed.set()
+        return [2]
+
+    store: Any = bench.store
+    store.settle, store.complete = slow, quick
+    async with bench.running():
+        bench.completer.ended(jobs[0], Release())
+        bench.completer.completed(jobs[1])
+    assert not bench.ledger
+
+
+async def test_a_write_with_unknown_outcome_is_repeated_and_not_fenced(bench: Bench) -> None:
+    """It may have gone through the first time: then the row is gone, and that is no news."""
+    fenced: list[telemetry.JobFenced] = []
+    jobs = bench.claim(1, 2)
+    bench.store.trouble = [StorageUnavailableError("gone")] * 2
+    bench.store.gone = {1, 2}
+    with telemetry.subscribe(fenced.append, telemetry.JobFenced):
+        async with bench.running():
+            for job in jobs:
+                bench.completer.completed(job)
+    assert bench.store.completed == [[1, 2]]
+    assert (bench.completer.fenced, fenced) == (0, [])
+    assert not bench.ledger
+
+
+async def test_a_write_that_finds_nothing_is_fenced(bench: Bench) -> None:
+    """Guarantee 2: it is counted and told."""
+    fenced: list[telemetry.JobFenced] = []
+    jobs = bench.claim(1, 2)
+    bench.store.gone = {2}
+    with telemetry.subscribe(fenced.append, telemetry.JobFenced):
+        async with bench.running():
+            for job in jobs:
+                bench.completer.completed(job)
+    assert bench.completer.fenced == 1
+    assert [event.job_id for event in fenced] == [2]
+
+
+async def test_a_superseded_job_is_told_and_not_fenced(bench: Bench) -> None:
+    """Rule 26."""
+    (job,) = bench.claim(1)
+    bench.store.superseded = {1}
+    async with bench.running():
+        bench.completer.ended(job, Release())
+    assert (bench.completer.superseded, bench.completer.fenced) == (1, 0)
+    assert not bench.ledger
+
+
+async def test_a_batch_is_split_until_the_bad_one_is_alone(bench: Bench) -> None:
+    """The others land; the bad one is buried with the words of the store."""
+    jobs = bench.claim(*range(100))
+    bench.store.bad = {37, 38}
+    async with bench.running():
+        for job in jobs:
+            bench.completer.ended(job, Retry(1.0, "no"))
+    retried = [
+        item.guard.id
+        for batch in bench.store.settled
+        for item in batch
+        if isinstance(item.transition, Retry)
+    ]
+    buried = {
+        item.guard.id: item.transition.reason
+        for batch in bench.store.settled
+        for item in batch
+        if isinstance(item.transition, Bury)
+    }
+    assert sorted(retried) == [number for number in range(100) if number not in (37, 38)]
+    assert buried.keys() == {37, 38}
+    assert "bad data" in buried[37]
+    assert not bench.ledger
+
+
+async def test_what_its_own_transaction_removed_is_forgotten(bench: Bench) -> None:
+    """Nothing is written for it but the end of its claim."""
+    first, second = bench.claim(1, 2)
+    async with bench.running():
+        bench.completer.dropped(first)
+        assert bench.store.forgotten == []
+        bench.completer.dropped(second)
+    assert bench.store.forgotten == [(1, 1)]
+    assert not bench.ledger
+
+
+async def test_the_claims_of_a_dead_session_are_not_forgotten(bench: Bench) -> None:
+    """Rule 4: others find its jobs by them. A completion that is on its way is still written under the old session."""
+    done, dropped = bench.claim(1, 2)
+    bench.ledger.begin_session(2)
+    (new,) = bench.claim(3)
+    async with bench.running():
+        bench.completer.dropped(dropped)
+        bench.completer.completed(done)
+        bench.completer.completed(new)
+    assert sorted(map(sorted, bench.store.completed)) == [[1], [3]]
+    assert bench.store.forgotten == [(2, 2)]
+
+
+async def test_it_goes_on_where_it_was_cancelled(bench: Bench) -> None:
+    """A loop that closes cancels every task; started again, the writer writes what it had begun with."""
+    jobs = bench.claim(1, 2, 3)
+    bench.store.gate.clear()
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(bench.completer.run())
+    for job in jobs:
+        bench.completer.completed(job)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for each in asyncio.all_tasks() - before:
+        each.cancel()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.wait([task])
+    assert task.cancelled()
+    bench.store.gate.set()
+    async with bench.running():
+        pass
+    assert bench.store.completed == [[1, 2, 3]]
+    assert bench.completer.idle
+    assert not bench.ledger
