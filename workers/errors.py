@@ -96,6 +96,10 @@ class Snooze(Exception):  # noqa: N818 - control flow, not an error
     """Raised by a job to be run again after `delay` (seconds or timedelta); counts no attempt."""
 
     def __init__(self, delay: float | timedelta) -> None:
-        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        seconds: object = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+            raise ConfigurationError(
+                f"Snooze got {delay!r}: give seconds, 0 or more, or a timedelta"
+            )
         super().__init__(f"snoozed for {seconds:g} s")
-        self.seconds = seconds
+        self.seconds = float(seconds)

@@ -79,9 +79,14 @@ def check_migrations(target: Target) -> Awaitable[None] | None:
 def migrations_sql() -> str:
     """Return the SQL of all migrations, oldest first, for a database that is managed by other tools.
 
-    It does not record what it applied: `migrate` would apply it again.
+    It records what it applies as `migrate` does, so that the two can be mixed. Apply it once, in one transaction.
     """
-    return "\n".join(f"-- {m.name}\n\n{m.sql.decode()}" for m in _load())
+    steps = [f"{CREATE_TABLE};\n".replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1)]
+    for m in _load():
+        values = f"({m.version}, '{m.name}')"
+        record = f"INSERT INTO workers_migrations (version, name) VALUES {values};\n"  # noqa: S608
+        steps.append(f"-- {m.name}\n\n{m.sql.decode()}\n{record}")
+    return "\n".join(steps)
 
 
 def _migrate(own_transaction: bool) -> Steps[list[str]]:

@@ -17,7 +17,7 @@ from .handle import RunnerHandle, RunnerThread
 from .registry import Registry
 from .runtime.session import StallHandler
 from .runtime.supervisor import Supervisor
-from .storage import StorageTarget, open_storage
+from .storage import StorageTarget, open_storage, storage_of
 
 __all__ = ["Runner"]
 
@@ -133,7 +133,7 @@ class Runner(Generic[ContextT]):
             raise ConfigurationError(
                 "no job type is registered: call register_job_type before start"
             )
-        storage = open_storage(self._target, listen=self._config.listen)
+        storage = storage_of(self._target, listen=self._config.listen)
         supervisor = Supervisor(
             storage,
             self._registry,
@@ -183,12 +183,8 @@ class Runner(Generic[ContextT]):
 
     async def check_for_failed_jobs(self) -> None:
         """Raise FailedJobsError if any job, dead ones included, has failed at least once. Meant for tests."""
-        storage = open_storage(self._target, listen=False)
-        await storage.open()
-        try:
+        async with open_storage(self._target) as storage:
             count, job_ids = await storage.failed_jobs()
-        finally:
-            await storage.close()
         if count:
             raise FailedJobsError(count, job_ids)
 

@@ -159,6 +159,8 @@ def test_sql_for_other_tools_runs_as_one_script(raw_database_url: str) -> None:
     with psycopg.connect(raw_database_url) as conn:
         conn.execute(migrations_sql().encode())
         assert "background_jobs" in tables(conn)
+    assert migrate(raw_database_url) == []
+    check_migrations(raw_database_url)
 
 
 def test_failing_migration_leaves_nothing(

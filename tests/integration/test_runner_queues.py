@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import World, eventually, make_runner, running
 from workers import BackgroundJob, ConfigurationError, RegistrationError, Runner, RunnerError
+from workers.storage.postgres import session
 
 COUNT = "SELECT count(*) FROM background_jobs"
 BARE = b"INSERT INTO background_jobs (job_type, data, priority) VALUES (%s, '{}', 0)"
@@ -68,9 +69,13 @@ async def test_a_bare_insert_of_an_unknown_type_is_left_alone(
 
 
 async def test_the_queue_of_the_row_decides(
-    pool: AsyncPool, conn: psycopg.Connection, caplog: pytest.LogCaptureFixture
+    pool: AsyncPool,
+    conn: psycopg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A known type in a queue that is worked runs there; in another queue it waits, and is warned of, once."""
+    monkeypatch.setattr(session, "_STRAY_EVERY", 0.0)  # looked for in every round of housekeeping
     Mail().enqueue(conn, queue="reports")
     Mail().enqueue(conn, queue="elsewhere")
     Unknown().enqueue(conn, queue="nowhere")

@@ -55,6 +55,17 @@ async def test_mixed_batch(engine: Engine) -> None:
             assert record.data.replace(" ", "") == job.data.replace(" ", "")
 
 
+async def test_mixed_batch_keeps_its_order(engine: Engine, runner: Runner) -> None:
+    """DESIGN 1: kinds that alternate are claimed as they alternate; of twins the first one stays, whatever its kind."""
+    batch = [mail(1), mail(2, deduplicated=True), mail(3), mail(4, job_type="report"), mail(5)]
+    enqueued = await engine.storage.enqueue(batch)
+    assert ids(await runner.take(types=("mail", "report"))) == enqueued
+    twins = [mail(6), mail(7, deduplicated=True, queue="other"), mail(7, deduplicated=True)]
+    again = [mail(8, deduplicated=True), *twins, mail(8, deduplicated=True, queue="other")]
+    kept = await engine.storage.enqueue(again)
+    assert [job_id is None for job_id in kept] == [False, False, False, True, True]
+
+
 async def test_delay(engine: Engine, runner: Runner) -> None:
     """`delay` is counted by the store's clock; none, or one that is over, means at once."""
     enqueued = await engine.storage.enqueue(

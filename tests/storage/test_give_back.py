@@ -95,11 +95,11 @@ async def test_twins_of_different_fates(engine: Engine, runner: Runner) -> None:
 async def test_rescue_of_twins_of_one_session(
     engine: Engine, runner: Runner, other: Runner
 ) -> None:
-    """Rule 26: rescue gives both back at once; one waits, and both count as the dead session's."""
+    """Rule 26: rescue gives both back at once; one waits, one is named as superseded, both count as the dead session's."""
     first, second = await twins(engine, runner, runner)
     await runner.crash()
     [dead] = other.bury()
-    assert dead.jobs == 2
+    assert (dead.jobs, dead.superseded) == (2, (second.id,))
     assert await alive(engine, first, second) == [first.id]
     assert ids(await other.take(suspects=5)) == [first.id]
 

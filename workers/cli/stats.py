@@ -63,12 +63,8 @@ def stats(database_url: str | None, as_json: bool) -> None:
 
 
 async def _read(dsn: str) -> list[QueueStats]:
-    storage = open_storage(dsn, listen=False)
-    await storage.open()
-    try:
+    async with open_storage(dsn) as storage:
         return await storage.stats()
-    finally:
-        await storage.close()
 
 
 def _total(rows: Sequence[QueueStats]) -> QueueStats:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -136,6 +136,14 @@ class Completer:
         """Nothing is to be written: it has been, in the job's own transaction, or the job is somebody else's."""
         self._forget(self._ledger.settled([Guard(job.id, job.token)]))
 
+    def made_way(self, session: int, job_ids: Collection[int]) -> None:
+        """Count jobs that, on their way back to waiting, met identical ones."""
+        self.superseded += len(job_ids)
+        for job_id in job_ids:
+            text = "job %d made way for an identical one that waits"
+            logger.info(text, job_id, extra={"job_id": job_id, "session": session})
+            telemetry.emit(telemetry.JobSuperseded(session=session, job_id=job_id))
+
     def close(self) -> None:
         """End `run` once everything is written."""
         for stream in (self._done, self._rest):
@@ -201,15 +209,7 @@ class Completer:
         emptied = self._ledger.settled(guards)
         # the last two jobs of a claim may have been written at the same time, in both streams
         self._forget([token for token in emptied if token not in closing])
-        if settled.superseded:
-            self.superseded += len(settled.superseded)
-            for job_id in settled.superseded:
-                logger.info(
-                    "job %d made way for an identical one that waits",
-                    job_id,
-                    extra={"job_id": job_id},
-                )
-                telemetry.emit(telemetry.JobSuperseded(session=session, job_id=job_id))
+        self.made_way(session, settled.superseded)
         if len(settled.written) + len(settled.superseded) == len(guards) or uncertain:
             return
         for job_id in (

@@ -129,6 +129,7 @@ class Reports:
                     jobs=session.jobs,
                 )
             )
+            self._completer.made_way(self._ledger.session, session.superseded)
         # those jobs are suspects now; the next housekeeping would say so, a second later
         for claimer in self._claimers.values():
             claimer.suspects = True

@@ -146,7 +146,9 @@ class Supervisor:
         self._keeper.start()
         try:
             self.ledger.begin_session(await asyncio.wrap_future(self._keeper.started))
-            if self._is_closing():  # the cancellation was lost on the way: asyncio.wait_for of Python 3.11 does that
+            if (
+                self._is_closing()
+            ):  # the cancellation was lost on the way: asyncio.wait_for of Python 3.11 does that
                 raise asyncio.CancelledError
             self._gate.open()
             self._start_writing()

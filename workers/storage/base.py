@@ -3,14 +3,13 @@
 An engine is two objects and a stream:
 
 * `Storage`, used from the event loop: produce, claim, settle, read.
-* `Control`, used from the runner's own thread: the session's life, its lease, the sweep over other sessions. It is
-  synchronous on purpose: a job that blocks the event loop must not cost the runner its lease.
+* `Control`, used from the runner's own thread, and synchronous, since a job that blocks the event loop must not cost the
+  runner its lease: the session's life, the sweep over other sessions.
 * `Listener`, an optional stream of wake-ups. Without one the runner polls.
 
 Rules every engine keeps (tests/storage proves them): a claim is stamped with a session and a token chosen by the caller;
 every later write shows both and changes nothing when they are stale; a session that is not alive claims nothing; scan
-order, hints and locks are the engine's own business. Errors are `StorageUnavailableError` (outcome unknown, try again) and
-`StorageRejectedError` (never going to work).
+order, hints, locks are the engine's business. Errors: `StorageUnavailableError` (try again), `StorageRejectedError` (never).
 """
 
 from __future__ import annotations
@@ -99,8 +98,7 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 
 class Settled(msgspec.Struct, frozen=True):
     """`written` ids were changed; `superseded` ones met an identical waiting job on their way back and made way for it.
-    An id in neither was fenced: its claim is no longer this session's.
-    """
+    An id in neither was fenced: its claim is no longer this session's."""
 
     written: Collection[int]
     superseded: Collection[int] = ()
@@ -115,12 +113,13 @@ class Wake(msgspec.Struct, frozen=True):
 
 
 class DeadSession(msgspec.Struct, frozen=True):
-    """A session whose jobs were given back. `name` is what its runner called itself."""
+    """A session whose jobs were given back. `superseded` are those of them that made way for identical ones."""
 
     session: int
     name: str
     reason: str
     jobs: int
+    superseded: tuple[int, ...] = ()
 
 
 class MaintenanceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,9 +132,9 @@ class MaintenanceRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
-    """What the housekeeping found. `alive`: this session still is. `wakes`: what became available. `suspects`: queues of this
-    runner in which jobs that crashed a process wait. `stray`: (job type, queue) pairs of known types that wait in queues
-    this runner does not work. `rescue`: some session is dead and still has claims.
+    """What the housekeeping found. `alive`: this session still is. `wakes`: what became available. `suspects`: queues of
+    this runner in which jobs that crashed a process wait. `stray`: (job type, queue) pairs of known types that wait in
+    queues this runner does not work. `rescue`: some session is dead and still has claims.
     """
 
     alive: bool

@@ -119,8 +119,10 @@ class MemoryControl:
             tables.give_back([row for rows in lost.values() for row in rows], crashed=True)
             for session in dead:
                 del tables.sessions[session.id]
-                if jobs := len(lost[session.id]):
-                    rescued.append(DeadSession(session.id, session.name, session.dead_reason, jobs))
+                if rows := lost[session.id]:
+                    gone = tuple(row.id for row in rows if row.id not in tables.rows)
+                    reason = session.dead_reason
+                    rescued.append(DeadSession(session.id, session.name, reason, len(rows), gone))
         return rescued
 
     def claims(self) -> Mapping[int, Collection[int]]:

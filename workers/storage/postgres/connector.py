@@ -15,7 +15,8 @@ __all__ = ["Connector"]
 
 #: An asynchronous pool's cursors are no use on a synchronous connection, and our statements do not use them.
 _NOT_OURS = ("cursor_factory",)
-_CONNECT_SECONDS = 5
+#: Where neither the DSN nor the pool's arguments say anything else.
+_DEFAULTS = {"connect_timeout": 5, "application_name": "workers"}
 
 #: What a role allows web requests is no measure for a link that listens all day, or for a job at work in its transaction,
 #: which has a `timeout` of its own. What is in pg_settings depends on the version of the server.
@@ -67,6 +68,8 @@ class Connector:
 
 def _prepared(dsn: Any, given: Any) -> tuple[str, dict[str, Any]]:
     kwargs = {name: value for name, value in (given or {}).items() if name not in _NOT_OURS}
-    if not conninfo.conninfo_to_dict(dsn or "").get("connect_timeout"):
-        kwargs.setdefault("connect_timeout", _CONNECT_SECONDS)
+    named = conninfo.conninfo_to_dict(dsn or "")
+    for name, value in _DEFAULTS.items():
+        if not named.get(name):
+            kwargs.setdefault(name, value)
     return dsn or "", kwargs | {"autocommit": True}

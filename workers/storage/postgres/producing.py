@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import psycopg
@@ -17,24 +18,21 @@ __all__ = ["enqueue"]
 
 _ENQUEUE_BATCH, _ENQUEUE_DEDUPLICATED = map(statement, ("enqueue_batch", "enqueue_deduplicated"))
 _COMMON = ("job_type", "queue", "priority", "run_at", "delay")
+_kind = attrgetter("deduplicated", *_COMMON)
 
 
 async def enqueue(checkout: Checkout, jobs: Sequence[NewJob]) -> list[int | None]:
-    """Write jobs of any types in one transaction; one statement for each kind of job."""
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for index, job in enumerate(jobs):
-        groups[job.deduplicated, *(getattr(job, name) for name in _COMMON)].append(index)
-    ids: list[int | None] = [None] * len(jobs)
+    """Write jobs of any types in one transaction, in their order; one statement for each run of jobs of a kind."""
+    runs = [(kind, list(run)) for kind, run in groupby(jobs, _kind)]
 
-    async def write(conn: psycopg.AsyncConnection[Any]) -> None:
+    async def write(conn: psycopg.AsyncConnection[Any]) -> list[int | None]:
+        ids: list[int | None] = []
         async with conn.transaction():
-            for (deduplicated, *common), indexes in groups.items():
+            for (deduplicated, *common), run in runs:
                 params = dict(zip(_COMMON, common, strict=True))
-                params["data"] = text_array([jobs[index].data for index in indexes])
+                params["data"] = text_array([job.data for job in run])
                 sql = _ENQUEUE_DEDUPLICATED if deduplicated else _ENQUEUE_BATCH
-                for index, row in zip(indexes, await fetch_on(conn, sql, params), strict=True):
-                    ids[index] = row[0]
+                ids += [row[0] for row in await fetch_on(conn, sql, params)]
+        return ids
 
-    if jobs:
-        await checkout.run(write)
-    return ids
+    return await checkout.run(write) if jobs else []

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 import psycopg
 from psycopg.rows import tuple_row
 
@@ -148,9 +149,12 @@ class PostgresControl:
                 sessions = [row[0] for row in self._fetch(_LOCK_DEAD)]
                 self._fetch(_REMOVE, sessions=sessions)
         rescued: dict[int, DeadSession] = {}
-        for session, name, reason, jobs in rows:
-            before = rescued[session].jobs if session in rescued else 0
-            rescued[session] = DeadSession(session, name, reason or "", before + jobs)
+        for session, name, reason, jobs, superseded in rows:
+            before = rescued.get(session, DeadSession(session, name, reason or "", 0))
+            gone = (*before.superseded, *superseded)
+            rescued[session] = msgspec.structs.replace(
+                before, jobs=before.jobs + jobs, superseded=gone
+            )
         return list(rescued.values())
 
     def claims(self) -> Mapping[int, Collection[int]]:

@@ -30,6 +30,6 @@ WITH claim AS MATERIALIZED (
 ), told AS MATERIALIZED (
     SELECT count(*) FROM announced
 )
-SELECT session.id, session.name, session.dead_reason, count(*)
+SELECT session.id, session.name, session.dead_reason, count(*), '{}'::bigint[]
 FROM back JOIN worker_sessions AS session ON session.id = back.session_id CROSS JOIN told
 GROUP BY session.id, session.name, session.dead_reason

@@ -29,6 +29,11 @@ WITH claim AS MATERIALIZED (
 ), told AS MATERIALIZED (
     SELECT count(*) FROM announced
 )
-SELECT session.id, session.name, session.dead_reason, count(*)
-FROM gone JOIN worker_sessions AS session ON session.id = gone.session_id CROSS JOIN told
+SELECT
+    session.id, session.name, session.dead_reason, count(*),
+    coalesce(array_agg(gone.id) FILTER (WHERE back.id IS NULL), '{}')
+FROM gone
+JOIN worker_sessions AS session ON session.id = gone.session_id
+LEFT JOIN back ON back.id = gone.id
+CROSS JOIN told
 GROUP BY session.id, session.name, session.dead_reason
