@@ -9,7 +9,7 @@ from collections import Counter
 import psycopg
 
 from tests.faults.conftest import Say
-from tests.helpers.fault_jobs import EFFECTS, Brief, Deadly, Effect, EffectInThread, Held
+from tests.helpers.fault_jobs import EFFECTS, Brief, Deadly, Effect, EffectInThread, Held, Noise
 from tests.helpers.history import History, by, check
 from tests.helpers.processes import Crew
 from tests.helpers.runners import eventually, left
@@ -43,6 +43,27 @@ def test_jobs_of_a_killed_worker_start_again_soon(
     assert max(delays) < STARTED_AGAIN_WITHIN
     counts = {(crashes, retries) for job, _, crashes, retries in _jobs(conn) if job in claimed}
     assert counts == {(1, 0)}
+
+
+def test_rescued_jobs_do_not_wait_behind_a_backlog(
+    conn: psycopg.Connection, workers: Crew, history: History, say: Say
+) -> None:
+    """Rule 20: they are claimed alone, and all the same before the many short jobs that an heir claims in advance."""
+    victim = workers.start("held", workers=4)
+    victim.ready()
+    Held.enqueue_batch(conn, [Held(key=key) for key in range(4)])
+    history.wait_for("start", count=4)
+    Noise.enqueue_batch(conn, [Noise(key=key) for key in range(60_000)])
+    heir = workers.start("noise,held")
+    heir.ready()
+    eventually(lambda: left(conn)["background_jobs"] < 58_000)
+
+    killed_at = victim.kill()
+
+    again = history.wait_for("start", count=4, where=by(heir.name))
+    say(f"started again {again[-1].at - killed_at:.2f} s after the kill")
+    assert again[-1].at - killed_at < STARTED_AGAIN_WITHIN
+    assert left(conn)["background_jobs"] > 1000, "the backlog is still there"
 
 
 def test_nothing_is_lost_when_workers_are_killed_all_the_time(

@@ -22,6 +22,7 @@ __all__ = [
     "Held",
     "HeldInThread",
     "Later",
+    "Noise",
     "Seeing",
     "Stage",
     "Twin",
@@ -87,6 +88,15 @@ class Brief(BackgroundJob[Stage]):
     async def run(self, stage: Stage) -> None:
         with stage.run():
             await asyncio.sleep(self.seconds)
+
+
+class Noise(BackgroundJob[Stage]):
+    """Keeps a worker busy for a moment, and is not worth a note."""
+
+    key: int = 0
+
+    async def run(self, stage: Stage) -> None:
+        await asyncio.sleep(0.001)
 
 
 class Held(BackgroundJob[Stage]):
@@ -205,6 +215,7 @@ BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
     job_class.job_name: job_class
     for job_class in (
         Brief,
+        Noise,
         Held,
         HeldInThread,
         Effect,

@@ -103,16 +103,18 @@ class History:
     ) -> list[Event]:
         """The matching events, once there are `count` of them. Raises TimeoutError, which tells what there was."""
 
-        def enough() -> list[Event] | None:
-            found = _matching(self._events, kinds, where)
-            return found if len(found) >= count else None
-
+        found: list[Event] = []
+        seen, deadline = 0, time.monotonic() + seconds
         with self._arrived:
-            found = self._arrived.wait_for(enough, seconds)
-            if found is None:
-                last = "\n".join(str(event) for event in self._events[-30:])
-                raise TimeoutError(f"no {count} events of {kinds} in {seconds} s; last:\n{last}")
-            return found
+            while True:
+                found += _matching(self._events[seen:], kinds, where)
+                seen = len(self._events)
+                if len(found) >= count:
+                    return found
+                if not self._arrived.wait(max(0.0, deadline - time.monotonic())):
+                    break
+            last = "\n".join(str(event) for event in self._events[-30:])
+            raise TimeoutError(f"no {count} events of {kinds} in {seconds} s; last:\n{last}")
 
 
 def _matching(events: Sequence[Event], kinds: Sequence[Kind], where: Filter | None) -> list[Event]:

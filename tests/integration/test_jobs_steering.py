@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-import pytest
 
 from tests.conftest import AsyncPool
 from tests.helpers.running import World, drain, eventually, running
@@ -131,8 +130,7 @@ async def test_what_a_retry_policy_raises_loses_nothing(
     assert "its own error" in error
 
 
-@pytest.mark.parametrize("in_thread", [False, True])
-async def test_archive(pool: AsyncPool, conn: psycopg.Connection, in_thread: bool) -> None:
+async def test_archive(pool: AsyncPool, conn: psycopg.Connection) -> None:
     """False, True, or a predicate that is asked with the job; one that raises keeps the job."""
 
     def predicate(job: ClaimedJob) -> bool:
@@ -143,10 +141,7 @@ async def test_archive(pool: AsyncPool, conn: psycopg.Connection, in_thread: boo
     class Base(BackgroundJob[Any]):
         what: str = ""
 
-        def run(self, ctx: Any) -> Any:
-            return None if in_thread else self.later()
-
-        async def later(self) -> None: ...
+        async def run(self, ctx: Any) -> None: ...
 
     class Never(Base):
         archive = False

@@ -84,14 +84,14 @@ async def test_long_jobs_are_not_claimed_in_advance(
     pool: AsyncPool, conn: psycopg.Connection, claims: list[tuple[int, int]]
 ) -> None:
     """Another runner could start them: no claim takes more than there are workers."""
-    Slow.enqueue_batch(conn, [Slow() for _ in range(24)])
+    Slow.enqueue_batch(conn, [Slow() for _ in range(22)])
     world = World()
     async with running(
         pool, Slow, context=world, workers=1, queues={"default": {"num_workers": 1}}
     ):
         await eventually(conn, WAITING, [(0,)])
     assert max(limit for limit, _ in claims) == 1
-    assert len(world.seen) == 24
+    assert len(world.seen) == 22
 
 
 async def test_what_is_not_started_within_a_second_is_given_back(

@@ -5,13 +5,14 @@ How they come to be counted is tested with real crashes elsewhere; here the coun
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import psycopg
 import pytest
 
 from tests.conftest import AsyncPool
-from tests.helpers.running import World, drain, eventually, running
+from tests.helpers.running import PATIENCE, World, drain, eventually, running
 from workers import BackgroundJob
 from workers.storage.base import Claimed, ClaimRequest
 from workers.storage.postgres.storage import PostgresStorage
@@ -26,6 +27,11 @@ class Job(BackgroundJob[World]):
 
     async def run(self, ctx: World) -> None:
         ctx.note(self.number)
+
+
+class Refill(BackgroundJob[World]):
+    async def run(self, ctx: World) -> None:
+        await asyncio.sleep(0.0005)
 
 
 class JobElsewhere(Job):
@@ -140,9 +146,25 @@ async def test_a_suspect_is_not_claimed_in_advance(
         await world.wait("runs")
         Job.enqueue_batch(conn, [Job(number=1) for _ in range(3)])
         conn.execute("UPDATE background_jobs SET crashes = 1 WHERE job_type = 'job'")
-        # ordinary ones are claimed in advance, when housekeeping has told of them and of the suspects
+        # housekeeping tells of the suspects when it tells of a row without a queue
         conn.execute("INSERT INTO background_jobs (job_type, data) VALUES ('job', '{}')")
-        await eventually(conn, CLAIMED, [(0, 2)])
+        await eventually(conn, "SELECT count(*) FROM background_jobs WHERE queue IS NULL", [(0,)])
         assert max(crashes for _, crashes in claims) == 0
         world.signal("may end")
         await eventually(conn, WAITING, [(0,)])
+    assert max(crashes for _, crashes in claims) == 1
+
+
+async def test_a_suspect_is_not_kept_waiting_by_brief_jobs(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """Where jobs are always claimed in advance no worker would ever be idle for it."""
+    Job(number=-1).enqueue(conn)
+    conn.execute("UPDATE background_jobs SET crashes = 1")
+    world = World()
+    async with running(pool, Refill, Job, context=world, workers=1):
+        Refill.enqueue_batch(conn, [Refill() for _ in range(100)])
+        async with asyncio.timeout(PATIENCE):
+            while -1 not in world.seen:
+                Refill.enqueue_batch(conn, [Refill() for _ in range(100)])
+                await asyncio.sleep(0.01)  # more than one worker can do in that time

@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
-import pytest
 
 from tests.conftest import AsyncPool
 from tests.helpers.running import World, drain, eventually, running
@@ -139,15 +138,15 @@ async def test_an_awaitable_from_a_thread_is_ended_too(
     assert all(error.startswith(TIMED_OUT) for _, _, error in rows)
 
 
-@pytest.mark.parametrize("kind", ["async", "thread"])
-async def test_deadline_and_remaining(pool: AsyncPool, conn: psycopg.Connection, kind: str) -> None:
-    """A job can see how much time is left to it."""
+async def test_deadline_and_remaining(pool: AsyncPool, conn: psycopg.Connection) -> None:
+    """A job can see how much time is left to it, in the loop and in a thread."""
 
     class Look(BackgroundJob[World]):
         timeout = 5
+        in_thread: bool
 
         def run(self, ctx: World) -> Any:
-            return self.later(ctx) if kind == "async" else self.look(ctx)
+            return self.look(ctx) if self.in_thread else self.later(ctx)
 
         async def later(self, ctx: World) -> None:
             self.look(ctx)
@@ -155,14 +154,13 @@ async def test_deadline_and_remaining(pool: AsyncPool, conn: psycopg.Connection,
         def look(self, ctx: World) -> None:
             job = current_job()
             assert job.deadline is not None
-            ctx.note(job.deadline - time.monotonic())
-            ctx.note(job.remaining)
+            ctx.note((job.deadline - time.monotonic(), job.remaining))
 
-    Look().enqueue(conn)
+    Look.enqueue_batch(conn, [Look(in_thread=flag) for flag in (True, False)])
     world = World()
     await drain(pool, Look, context=world)
-    deadline, remaining = world.seen
-    assert 4 < remaining <= deadline <= 5
+    assert len(world.seen) == 2
+    assert all(4 < remaining <= deadline <= 5 for deadline, remaining in world.seen)
 
 
 async def test_a_job_in_time_is_left_alone(pool: AsyncPool, conn: psycopg.Connection) -> None:

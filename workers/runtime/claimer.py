@@ -85,7 +85,9 @@ class Claimer:
                 next_poll = (
                     now + queue.config.poll_interval + random.uniform(0, queue.config.jitter)
                 )
-            limit = min(self._max_batch, queue.room(prefetch=not self._gate.exclusive))
+            # suspects are not claimed in advance, and would never find a worker idle behind jobs that are
+            prefetch = not (self._gate.exclusive or self.suspects)
+            limit = min(self._max_batch, queue.room(prefetch=prefetch))
             if self.suspects and queue.idle:
                 await self.claim_suspect()
                 continue
@@ -115,7 +117,7 @@ class Claimer:
                 gate.free()
         if claimed is None:
             return -1
-        if not jobs:
+        if not jobs and (alone or gate.exclusive):
             self.suspects = False
             if not alone:
                 gate.call_when_free(self.found_suspects)

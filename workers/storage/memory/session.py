@@ -148,9 +148,7 @@ class MemoryControl:
             )
             if session := tables.sessions.get(self._id):
                 spent = [
-                    token
-                    for token in {guard.token for guard in guards}
-                    if not any(tables.standing(session, [token]))
+                    token for token in session.claims if not any(tables.standing(session, [token]))
                 ]
                 tables.forget(self._id, spent)
         return released

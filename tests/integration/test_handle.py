@@ -1,0 +1,100 @@
+"""The handle of a runner: `async with`, and looking at a runner without harming it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import psycopg
+import pytest
+
+from tests.conftest import AsyncPool
+from tests.helpers.running import (
+    World,
+    eventually,
+    running,
+)
+from workers import BackgroundJob
+
+ROWS = "SELECT retries, session_id IS NULL, last_error, run_at FROM background_jobs ORDER BY id"
+SESSIONS = "SELECT count(*) FROM worker_sessions"
+
+
+class Hold(BackgroundJob[World]):
+    """Runs until it may end; says how it was ended."""
+
+    name: str = "it"
+
+    async def run(self, ctx: World) -> None:
+        ctx.signal(f"{self.name} runs")
+        try:
+            await ctx.wait("may end")
+            ctx.note(f"{self.name} done")
+        except asyncio.CancelledError:
+            ctx.note(f"{self.name} interrupted")
+            raise
+
+
+class Brief(BackgroundJob[World]):
+    async def run(self, ctx: World) -> None:
+        ctx.note("brief")
+
+
+async def test_async_with(pool: AsyncPool, conn: psycopg.Connection) -> None:
+    """Ready when entered, ended when left, also by an exception or a cancellation."""
+    world = World()
+    sessions: list[int] = []
+
+    async def block(error: type[Exception] | None) -> None:
+        async with running(pool, Brief, context=world) as handle:
+            assert conn.execute("SELECT id FROM worker_sessions").fetchall() == [(handle.session,)]
+            sessions.append(handle.session)
+            Brief().enqueue(conn)
+            await eventually(conn, ROWS, [])
+            if error is not None:
+                raise error
+            world.signal("inside")
+            await asyncio.sleep(60)
+
+    with pytest.raises(ZeroDivisionError):
+        await block(ZeroDivisionError)
+    assert conn.execute(SESSIONS).fetchone() == (0,)
+    task = asyncio.create_task(block(None))
+    await world.wait("inside")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert conn.execute(SESSIONS).fetchone() == (0,)
+    assert len(set(sessions)) == 2, "an id is never used again"
+
+
+async def test_cancelling_the_one_who_waits_leaves_the_runner_alone(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """wait_for_shutdown and ready are only ways to look."""
+    world = World()
+    async with running(pool, Brief, context=world) as handle:
+        waiting = asyncio.create_task(handle.wait_for_shutdown())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        Brief().enqueue(conn)
+        await eventually(conn, ROWS, [])
+    assert world.seen == ["brief"]
+
+
+async def test_a_cancelled_scope_waits_for_the_end_of_the_runner_too(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """`async with` under anyio, which cancels every await again: what comes after the block may close what jobs use."""
+    Hold().enqueue(conn)
+    world = World()
+    with anyio.CancelScope() as scope:
+        async with running(pool, Hold, context=world, grace=0.1):
+            await world.wait("it runs")
+            scope.cancel()
+            await asyncio.sleep(60)
+    assert scope.cancelled_caught
+    assert world.seen == ["it interrupted"]
+    assert conn.execute(SESSIONS).fetchone() == (0,)

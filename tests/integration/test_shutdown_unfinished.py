@@ -1,0 +1,105 @@
+"""Shutting down around jobs that do not end when they are told to. Rules 22 and 28."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+
+from tests.conftest import AsyncPool
+from tests.helpers.running import (
+    PATIENCE,
+    World,
+    drain,
+    eventually,
+    make_runner,
+)
+from workers import BackgroundJob, RunnerHandle
+from workers.runtime import crew
+
+ROWS = "SELECT retries, session_id IS NULL, last_error, run_at FROM background_jobs ORDER BY id"
+UNTOUCHED = (0, True, None, None)
+CLAIMED = (0, False, None, None)
+SESSIONS = "SELECT count(*) FROM worker_sessions"
+
+
+class Stubborn(BackgroundJob[World]):
+    """Goes on when it is interrupted, until it may end."""
+
+    async def run(self, ctx: World) -> None:
+        ctx.signal("stubborn runs")
+        while not ctx.happened("may end"):
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                ctx.note("asked")
+        ctx.note("done")
+
+
+class HoldInThread(BackgroundJob[World]):
+    fails: bool = False
+
+    def run(self, ctx: World) -> None:
+        ctx.signal("thread runs")
+        ctx.wait_in_thread("may end")
+        ctx.note("thread done")
+        if self.fails:
+            raise ValueError("at the end")
+
+
+class Brief(BackgroundJob[World]):
+    async def run(self, ctx: World) -> None:
+        ctx.note("brief")
+
+
+async def ended(handle: RunnerHandle) -> list[int]:
+    async with asyncio.timeout(PATIENCE):
+        return await handle.wait_for_shutdown()
+
+
+async def test_a_job_that_swallows_the_interruption(
+    pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id is returned after some seconds; it keeps its claim until it ends, and then goes back uncounted."""
+    monkeypatch.setattr(crew, "LAST_SECONDS", 0.1)
+    job_id = Stubborn().enqueue(conn)
+    world = World()
+    handle = make_runner(pool, Stubborn, context=world, grace=0.05).start()
+    await world.wait("stubborn runs")
+    handle.shutdown()
+    assert await ended(handle) == [job_id]
+    assert conn.execute(ROWS).fetchall() == [CLAIMED]
+    assert await ended(handle) == [job_id]
+    world.signal("may end")
+    await eventually(conn, ROWS, [UNTOUCHED])
+    await eventually(conn, SESSIONS, [(0,)])
+    assert world.seen == ["asked", "done"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_job_in_a_thread_that_will_not_end(
+    pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Rule 22: its id is returned, its claim and its session are kept while it runs, then its own outcome is written."""
+    monkeypatch.setattr(crew, "LAST_SECONDS", 0.1)
+    job_id = HoldInThread(fails=fails).enqueue(conn)
+    world = World()
+    handle = make_runner(pool, HoldInThread, Brief, context=world, grace=0.05).start()
+    await world.wait("thread runs")
+    handle.shutdown()
+    assert await ended(handle) == [job_id]
+    assert conn.execute(ROWS).fetchall() == [CLAIMED]
+    assert conn.execute(SESSIONS).fetchone() == (1,)
+    await drain(pool, HoldInThread, context=world)  # nobody else gets it meanwhile
+    handle.shutdown(grace=0)
+    assert conn.execute(ROWS).fetchall() == [CLAIMED]
+    world.signal("may end")
+    await eventually(conn, SESSIONS, [(0,)])
+    assert world.seen == ["thread done"]
+    if fails:
+        ((retries, free, error, _),) = conn.execute(ROWS).fetchall()
+        assert (retries, free) == (1, True)
+        assert error.endswith("ValueError: at the end\n")
+    else:
+        assert conn.execute(ROWS).fetchall() == [], "what it has done is not done again"
