@@ -26,6 +26,7 @@ THIEF = """
 CREATE TABLE stolen (id bigint);
 CREATE FUNCTION steal() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('one theft'));
     IF NOT EXISTS (SELECT FROM stolen) THEN
         INSERT INTO stolen VALUES (NEW.id);
         DELETE FROM background_jobs WHERE id = NEW.id;

@@ -6,6 +6,7 @@ How they come to be counted is tested with real crashes elsewhere; here the coun
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 import psycopg
@@ -159,12 +160,15 @@ async def test_a_suspect_is_not_kept_waiting_by_brief_jobs(
     pool: AsyncPool, conn: psycopg.Connection
 ) -> None:
     """Where jobs are always claimed in advance no worker would ever be idle for it."""
-    Job(number=-1).enqueue(conn)
-    conn.execute("UPDATE background_jobs SET crashes = 1")
     world = World()
     async with running(pool, Refill, Job, context=world, workers=1):
-        Refill.enqueue_batch(conn, [Refill() for _ in range(100)])
         async with asyncio.timeout(PATIENCE):
-            while -1 not in world.seen:
+            for refills in itertools.count():
+                # more than one worker can do in that time
                 Refill.enqueue_batch(conn, [Refill() for _ in range(100)])
-                await asyncio.sleep(0.01)  # more than one worker can do in that time
+                await asyncio.sleep(0.01)
+                if refills == 20:
+                    Job(number=-1).enqueue(conn)
+                    conn.execute("UPDATE background_jobs SET crashes = 1 WHERE job_type = 'job'")
+                if -1 in world.seen:
+                    return

@@ -158,3 +158,21 @@ async def test_claim_and_hand_over_are_one(bench: Bench) -> None:
         asyncio.get_running_loop().call_later(0.01, bench.store.gate.set)
     assert [job.id for job in bench.queue.take_back()] == [1, 2, 3]
     await asyncio.gather(*workers)
+
+
+async def test_a_suspect_that_ends_while_others_are_asked_for(bench: Bench) -> None:
+    """Rule 20: what could not be had beside it is asked for again at once; otherwise when it has ended."""
+    bench.claimer.found_suspects()
+    bench.gate.exclusive = True
+    assert await bench.claimer.claim_suspect() == 0
+    assert not bench.claimer.suspects
+    bench.gate.free()
+    assert (bench.gate.exclusive, bench.claimer.suspects) == (False, True)
+    bench.gate.exclusive = True
+    bench.store.gate.clear()
+    asking = asyncio.create_task(bench.claimer.claim_suspect())
+    await bench.asked(2)
+    bench.gate.free()
+    bench.store.gate.set()
+    assert await asking == 0
+    assert bench.claimer.suspects

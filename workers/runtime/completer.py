@@ -101,7 +101,8 @@ class _Stream(Generic[W]):
             except StorageError as error:
                 if len(batch) > 1:
                     for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-                        await self._persist(half, uncertain)
+                        # of several kinds, those before the refused one are written
+                        await self._persist(half, uncertain=True)
                     return
                 await self._refused(batch[0], error)
                 return

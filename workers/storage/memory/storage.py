@@ -84,7 +84,8 @@ class MemoryStorage:
         with tables.lock:
             known = tables.sessions.get(session)
             released = tables.give_back(list(tables.standing(known, [token]))) if known else 0
-            tables.forget(session, [token])
+            if released:
+                tables.forget(session, [token])
         return released
 
     # ---------------------------------------------------------------------------------------------------------- outcomes
