@@ -6,5 +6,5 @@ Each benchmark measures its limit in the same run, in pairs that take turns: the
 durability and no library around it, or the same work without the burden that must not matter. The ratio of a pair says more
 than a rate, because a busy machine slows down both of its sides. Each run counts that every job ran exactly once.
 
-docs/performance.md says what each figure means, and what was measured.
+`python -m benchmarks --help` says what each figure means.
 """
