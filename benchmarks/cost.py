@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from .bench import Options, fill, fresh_schema, interleave
 from .counter import Counter
 from .drain import Side, drained, library_drain
 from .report import Pair, Result, Sample, summarize
-from .sampler import Profile, sampled
+from .sampler import sampled
 
 __all__ = ["CostResult", "TelemetryResult", "python_time", "telemetry_cost"]
 
@@ -39,22 +40,22 @@ _OWNERS = {
 }
 
 
-class CostResult(Result, kw_only=True, omit_defaults=True):
+class CostResult(Result, kw_only=True):
     """Microseconds a job, by whose code it is. `loop` is asyncio's own, `job` the no-op and what counts it."""
 
-    library_us: float
-    driver_us: float
-    loop_us: float
-    job_us: float
-    bare_us: float
-    hottest: dict[str, float]
+    library_us: float = 0.0
+    driver_us: float = 0.0
+    loop_us: float = 0.0
+    job_us: float = 0.0
+    bare_us: float = 0.0
+    hottest: dict[str, float] = msgspec.field(default_factory=dict)
 
 
-class TelemetryResult(Result, kw_only=True, omit_defaults=True):
+class TelemetryResult(Result, kw_only=True):
     """`us_per_job`: all that is done for telemetry and context hooks around a job; `calls_per_job`: how often it asks."""
 
-    us_per_job: float
-    calls_per_job: float
+    us_per_job: float = 0.0
+    calls_per_job: float = 0.0
 
 
 def python_time(options: Options) -> CostResult:
@@ -63,30 +64,28 @@ def python_time(options: Options) -> CostResult:
     On asyncio, whatever the others run on: of uvloop a sample can't tell working from waiting.
     """
     options = msgspec.structs.replace(options, uvloop=False)
-    n = options.pick(full=100_000, quick=20_000, tiny=500)
-    profiles: list[Profile] = []
+    n = options.pick(full=100_000, quick=20_000, tiny=2_000)
 
     def measured(side: Side) -> Sample:
         with fresh_schema(options) as dsn:
             fill(dsn, n)
-            with sampled(_OWNERS) as profile:
-                sample = drained(options, dsn, Counter(n), side)
-        if side is library_drain:
-            profiles.append(profile)
-        return Sample(per_second=n / profile.seconds, exactly_once=sample.exactly_once)
+            start = time.thread_time()
+            sample = drained(options, dsn, Counter(n), side)
+            seconds = time.thread_time() - start
+        return Sample(per_second=n / seconds, exactly_once=sample.exactly_once)
 
     pairs = interleave(options.pairs, lambda: measured(library_drain), lambda: measured(bare_drain))
-    middle = sorted(profiles, key=lambda profile: profile.seconds)[len(profiles) // 2]
-    times = middle.microseconds(n)
-    return summarize(
-        CostResult,
-        "python_time",
-        n,
-        pairs,
-        **{f"{owner}_us": times.get(owner, 0.0) for owner in _OWNERS},
-        bare_us=round(1e6 / sorted(limit.per_second for _, limit in pairs)[len(pairs) // 2], 2),
-        hottest=middle.hottest(n),
+    # the samples cost time themselves, so they say how a job's time is divided, not how long it is
+    with sampled(_OWNERS) as profile:
+        measured(library_drain)
+    result = summarize(CostResult, "python_time", n, pairs)
+    us, shares = 1e6 / result.per_second, profile.owners()
+    result.library_us, result.driver_us, result.loop_us, result.job_us = (
+        round(us * shares.get(owner, 0.0), 2) for owner in _OWNERS
     )
+    result.bare_us = round(1e6 / result.limit_per_second, 2)
+    result.hottest = {name: round(us * share, 2) for name, share in profile.hottest().items()}
+    return result
 
 
 def telemetry_cost(options: Options) -> TelemetryResult:
@@ -109,9 +108,7 @@ def telemetry_cost(options: Options) -> TelemetryResult:
         pairs.append(
             (Sample(per_second=1e6 / microseconds, exactly_once=sample.exactly_once), budget)
         )
-    result = summarize(
-        TelemetryResult, "telemetry", n, pairs, us_per_job=0.0, calls_per_job=round(max(calls), 2)
-    )
+    result = summarize(TelemetryResult, "telemetry", n, pairs, calls_per_job=round(max(calls), 2))
     result.us_per_job = round(1e6 / result.per_second, 3)
     return result
 

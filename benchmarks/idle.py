@@ -29,8 +29,8 @@ _COUNTS = "SELECT numbackends, xact_commit + xact_rollback FROM pg_stat_database
 class IdleResult(Result, kw_only=True, omit_defaults=True):
     """`statements_per_poll`: per poll interval and queue, after one maintenance statement a second."""
 
-    statements_per_poll: float
-    cpu_percent: float
+    statements_per_poll: float = 0.0
+    cpu_percent: float = 0.0
 
 
 def idle(options: Options) -> IdleResult:
@@ -55,9 +55,7 @@ def idle(options: Options) -> IdleResult:
     allowed = Sample(per_second=_MAINTENANCE_PER_SECOND + polls, exactly_once=True)
     pairs = [(Sample(per_second=rate, exactly_once=True), allowed) for rate in rates]
     shares = sorted(finding.report.cpu_share for finding in findings[::2])
-    result = summarize(
-        IdleResult, "idle", int(seconds), pairs, statements_per_poll=0.0, cpu_percent=0.0
-    )
+    result = summarize(IdleResult, "idle", int(seconds), pairs)
     result.statements_per_poll = round((result.per_second - _MAINTENANCE_PER_SECOND) / polls, 3)
     result.cpu_percent = round(100 * shares[len(shares) // 2], 3)
     return result

@@ -64,6 +64,29 @@ def test_a_worker_that_was_frozen_past_its_lease_is_fenced(
     assert left(conn) == dict.fromkeys(left(conn), 0)
 
 
+def test_what_a_frozen_worker_had_claimed_in_advance_is_not_started_late(
+    conn: psycopg.Connection, workers: Crew, history: History
+) -> None:
+    """Guarantee 2: a lease that may be over is looked after before another job is started under it."""
+    frozen = workers.start("brief", lease=LEASE)
+    frozen.ready()
+    ids = Brief.enqueue_batch(conn, [Brief(key=key, seconds=0.001) for key in range(3000)])
+    history.wait_for("start", count=500)
+    frozen.send(signal.SIGSTOP)
+    heir = workers.start("brief", lease=LEASE)
+    history.wait_for("rescued", where=by(heir.name))
+    frozen.send(signal.SIGCONT)
+    (lost,) = history.wait_for("session lost", where=by(frozen.name))
+    for member in workers.members:
+        member.send(signal.SIGTERM)
+        assert member.wait() == 0
+    (woken,) = history.events("woken")
+    late = history.events("start", where=lambda event: woken.at < event.at < lost.at)
+    assert [event for event in late if event.process == frozen.name] == []
+    assert workers.start("brief", "--until-empty").wait() == 0
+    assert check(history.events(), ids).lost == []
+
+
 def test_late_writes_of_a_worker_that_was_cut_off_are_refused(
     conn: psycopg.Connection, workers: Crew, history: History, say: Say
 ) -> None:

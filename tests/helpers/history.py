@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -150,12 +150,14 @@ def check(
     """
     expected = {job for job in enqueued if job is not None}
     runs: dict[int, list[Event]] = defaultdict(list)
-    interrupted: dict[str, float] = {}  # process -> when the test last killed or stopped it
+    interrupted: dict[str, list[float]] = defaultdict(
+        list
+    )  # process -> when it was killed or stopped
     for event in events:
         if event.what in ("start", "end", "broken"):
             runs[event.job].append(event)
         elif event.what in ("killed", "frozen"):
-            interrupted[event.process] = event.at
+            interrupted[event.process].append(event.at)
     finished = {job: sum(event.what == "end" for event in run) for job, run in runs.items()}
     return Verdict(
         lost=sorted(job for job in expected - set(explained) if not finished.get(job)),
@@ -170,13 +172,14 @@ def check(
     )
 
 
-def _overlap(run: list[Event], interrupted: dict[str, float]) -> bool:
+def _overlap(run: list[Event], interrupted: Mapping[str, Sequence[float]]) -> bool:
     """Whether a start came between the start and the end of another attempt, in a process that was not interfered with."""
     ends = {event.token: event.at for event in run if event.what != "start"}
     starts = sorted((event for event in run if event.what == "start"), key=lambda event: event.at)
     for earlier, later in itertools.pairwise(starts):
-        until = ends.get(earlier.token, float("inf"))
-        hit = interrupted.get(earlier.process, float("inf"))
-        if later.at < min(until, hit):
+        hits = interrupted.get(earlier.process, ())
+        if later.at < ends.get(earlier.token, float("inf")) and not any(
+            earlier.at <= hit <= later.at for hit in hits
+        ):
             return True
     return False

@@ -46,7 +46,7 @@ class Reports:
         self._threads = threads
         self._die = die
         self._on_stall = on_stall
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: set[str] = set()
         self.probed_listener: Callable[[], None] = lambda: None
 
     def wake(self, wake: Wake) -> None:
@@ -86,6 +86,11 @@ class Reports:
         telemetry.emit(telemetry.SessionLost(session=old, successor=session))
         self._resume()
 
+    def renewed(self, until: float) -> None:
+        """The lease is good until then."""
+        for queue in self._queues.values():
+            queue.renewed(until)
+
     def maintained(self, result: Maintenance) -> None:
         """A second's housekeeping is done."""
         for wake in result.wakes:
@@ -95,15 +100,22 @@ class Reports:
             if claimer is not None and not claimer.suspects:
                 claimer.found_suspects()
         for job_type, queue in result.stray:
-            if (job_type, queue) not in self._warned:
-                self._warned.add((job_type, queue))
-                logger.warning(
-                    "jobs of type %s wait in queue %r, which this runner does not work; "
-                    "configure_queue(%r) would work it",
-                    job_type,
-                    queue,
-                    queue,
-                )
+            self._warn(
+                f"jobs of type {job_type} wait in queue {queue!r}, which this runner does not work; "
+                f"configure_queue({queue!r}) would work it"
+            )
+        for job_type, queue in result.unknown:
+            where = f"in queue {queue!r}" if queue else "without a queue"
+            self._warn(
+                f"jobs of type {job_type} have been waiting {where} for 10 s or longer, and this runner does not know the "
+                "type; unless another one does, register_job_type is missing"
+            )
+
+    def _warn(self, text: str) -> None:
+        """Once in the life of this runner."""
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s", text)
 
     def rescued(self, dead: list[DeadSession]) -> None:
         """Jobs of dead sessions were given back."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -29,6 +31,7 @@ class WorkQueue:
         self._jobs: deque[ClaimedJob] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._refill_at = 0
+        self._good_until = math.inf
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -64,9 +67,17 @@ class WorkQueue:
         """The token of the job that is next."""
         return self._jobs[0].token if self._jobs else None
 
+    def renewed(self, until: float) -> None:
+        """The jobs here are surely this session's until then, by the monotonic clock.
+
+        A process that stood still may find that they have long been given to others: it starts none before it has asked.
+        """
+        self._good_until = until
+        self._wake(len(self._jobs))
+
     def pop(self) -> ClaimedJob | None:
-        """The next job, if there is one and the queue is open."""
-        if self.closed or not self._jobs:
+        """The next job, if there is one that may be started."""
+        if self.closed or not self._jobs or time.monotonic() >= self._good_until:
             return None
         job = self._jobs.popleft()
         if len(self._jobs) <= self._refill_at:
@@ -74,8 +85,8 @@ class WorkQueue:
         return job
 
     async def wait(self) -> None:
-        """Wait until there may be a job, or the queue is closed."""
-        if self._jobs or self.closed:
+        """Wait until there may be a job to start, or the queue is closed."""
+        if self.closed or (self._jobs and time.monotonic() < self._good_until):
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
