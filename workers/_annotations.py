@@ -16,24 +16,24 @@ from typing import Any, ClassVar
 
 from .errors import RegistrationError
 
-__all__ = ["enclosing_frames", "resolve"]
+__all__ = ["enclosing_frames", "own_annotations", "resolve"]
 
 if sys.version_info >= (3, 14):
     from annotationlib import Format, get_annotations
 
-    def _own_annotations(cls: type) -> dict[str, Any]:
+    def own_annotations(cls: type) -> dict[str, Any]:
         return get_annotations(cls, format=Format.FORWARDREF)
 
 else:
 
-    def _own_annotations(cls: type) -> dict[str, Any]:
+    def own_annotations(cls: type) -> dict[str, Any]:
         return inspect.get_annotations(cls)
 
 
 def enclosing_frames(cls: type) -> tuple[FrameType, ...]:
     """The running functions that `cls` is being defined in, innermost first; none if it needs none."""
     scope = cls.__qualname__.rpartition(".<locals>.")[0]
-    if all(isinstance(value, type) for value in _own_annotations(cls).values()):
+    if all(isinstance(value, type) for value in own_annotations(cls).values()):
         return ()
     frames = []
     frame: FrameType | None = sys._getframe(1)
@@ -50,7 +50,7 @@ def resolve(cls: type, frames: tuple[FrameType, ...]) -> None:
 
     Raises RegistrationError that names the class, the field and the name that is not defined.
     """
-    annotations = _own_annotations(cls)
+    annotations = own_annotations(cls)
     if all(isinstance(value, type) for value in annotations.values()):
         return
     fields = {field.name: field for field in dataclasses.fields(cls)}

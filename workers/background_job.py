@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Awaitable, Iterable
+from collections.abc import Coroutine, Iterable
 from datetime import datetime, timedelta
 from types import FrameType
 from typing import (
@@ -30,16 +30,16 @@ from .connections import (
     all_ids,
     first_id,
 )
-from .errors import ConfigurationError, InvalidJobError
-from .job_type import (
+from .declaration import (
     ArchivePolicy,
     BackoffPolicy,
-    JobType,
+    check_body,
     check_settings,
-    describe,
     refuse_clashes,
     take_name,
 )
+from .errors import ConfigurationError, InvalidJobError
+from .job_type import JobType, describe
 from .lifecycle import JobPolicy
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class BackgroundJob(Generic[ContextT]):
             # object.__new__ refuses such a class without the help of a metaclass
             cls.__abstractmethods__ = frozenset({"run"})  # type: ignore[attr-defined]
         if "__dataclass_fields__" not in vars(cls):  # a slots=True decorator makes the class twice
+            check_body(cls)
             cls._workers_named = take_name(cls)
             dataclasses.dataclass(kw_only=True)(cls)
             cls._workers_fields = vars(cls)["__dataclass_fields__"]
@@ -136,7 +137,7 @@ class BackgroundJob(Generic[ContextT]):
         queue: str | None = None,
         run_at: datetime | None = None,
         delay: float | timedelta | None = None,
-    ) -> Awaitable[int | None]: ...
+    ) -> Coroutine[Any, Any, int | None]: ...
 
     def enqueue(
         self,
@@ -149,8 +150,8 @@ class BackgroundJob(Generic[ContextT]):
     ) -> Any:
         """Write the job in `conn`'s transaction; return its id, None where an identical deduplicated job waits.
 
-        Awaitable on an asynchronous connection. `run_at` (aware) or `delay` (seconds or timedelta) makes it wait. Raises
-        InvalidJobError before anything is sent, and UnsupportedConnectionError.
+        A coroutine on an asynchronous connection: await it. `run_at` (aware) or `delay` (seconds or timedelta) makes it
+        wait. Raises InvalidJobError before anything is sent, and UnsupportedConnectionError.
         """
         cls = type(self)
         data = (cls._workers_type or describe(cls)).codec.encode(self)
@@ -185,7 +186,7 @@ class BackgroundJob(Generic[ContextT]):
         queue: str | None = None,
         run_at: datetime | None = None,
         delay: float | timedelta | None = None,
-    ) -> Awaitable[list[int | None]]: ...
+    ) -> Coroutine[Any, Any, list[int | None]]: ...
 
     @classmethod
     def enqueue_batch(

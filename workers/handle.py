@@ -43,7 +43,7 @@ class RunnerHandle:
 
     async def ready(self) -> None:
         """Wait until jobs can be claimed. Raises what kept the runner from starting."""
-        await asyncio.shield(self._supervisor.ready)
+        await asyncio.shield(self._supervisor.milestones.ready)
 
     def shutdown(self, *, grace: _Seconds | None = None) -> None:
         """Stop claiming and let running jobs finish; after `grace` seconds (the runner's own setting) they are stopped.
@@ -59,7 +59,7 @@ class RunnerHandle:
 
         Raises RunnerError if it died, and what kept it from starting.
         """
-        unfinished = await asyncio.shield(self._supervisor.ended)
+        unfinished = await asyncio.shield(self._supervisor.milestones.ended)
         if not unfinished:
             await asyncio.wait([self._task])
         return unfinished

@@ -45,6 +45,8 @@ __all__ = [
 
 #: No retry waits longer than this: an interval that overflows in SQL would stop the queue for everyone.
 MAX_DELAY = 10 * 365 * 86_400.0
+#: Where a user's backoff has nothing usable to say.
+_FALLBACK_DELAY = 60.0
 
 
 class JobPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,17 +106,19 @@ class Delete(msgspec.Struct, frozen=True):
 
 
 class Archive(msgspec.Struct, frozen=True):
-    """Move the row to the archive as `state` ("completed" or "cancelled")."""
+    """Move the row to the archive as `state` ("completed" or "cancelled"). `fault`: what the archive policy raised."""
 
     state: str
     reason: str | None = None
+    fault: BaseException | None = None
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """Count the attempt and make the row wait `delay` seconds."""
+    """Count the attempt and make the row wait `delay` seconds. `fault`: what the backoff raised."""
 
     delay: float
     error: str
+    fault: BaseException | None = None
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -176,13 +180,14 @@ def decide(job: ClaimedJob, outcome: Outcome, policy: JobPolicy) -> Transition:
     # a user's backoff or archive predicate: its fault must not lose the outcome
     except BaseException as error:
         if isinstance(outcome, Completed):
-            return _ARCHIVE
+            return Archive("completed", fault=error)
         text = outcome.error if isinstance(outcome, Failed) else type(outcome).__name__
-        return Retry(60.0, f"{type(error).__name__} in the retry policy, after:\n{text}")
+        note = f"{type(error).__name__} in the retry policy, after:\n{text}"
+        return Retry(_FALLBACK_DELAY, note, fault=error)
 
 
 def _bounded(seconds: float) -> float:
     """`seconds` within 0 and MAX_DELAY; NaN, which compares with nothing, is a minute."""
     if seconds != seconds:
-        return 60.0
+        return _FALLBACK_DELAY
     return min(max(float(seconds), 0.0), MAX_DELAY)

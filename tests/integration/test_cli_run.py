@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,23 @@ def test_context_manager_json_logs_and_uvloop(
     for entry in (start, own, end):
         assert fields.items() <= entry.items()
         assert entry["session"] == start["session"] > 0
+
+
+def test_what_became_of_jobs_is_told_by_default(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """Completed jobs as one line a second, not one each; then that it stopped."""
+    Logs.enqueue_batch(conn, [Logs() for _ in range(300)])
+    code, _, err = shop.call("run", "--app", "shop:until_empty", DATABASE_URL=database_url)
+    assert code == 0
+    tallies = re.findall(r"INFO workers: queue default: (\d+) completed", err)
+    assert sum(map(int, tallies)) == 300
+    assert len(tallies) <= 3
+    assert "INFO workers: runner stopped: session " in err
+    code, _, err = shop.call(
+        *("run", "--app", "shop:until_empty", "--log-level", "warning"), DATABASE_URL=database_url
+    )
+    assert (code, err) == (0, "")
 
 
 def test_applications_own_logging_is_kept(shop: Shop, database_url: str) -> None:

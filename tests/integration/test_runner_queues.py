@@ -16,10 +16,16 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import World, eventually, make_runner, running
 from workers import BackgroundJob, ConfigurationError, RegistrationError, Runner, RunnerError
-from workers.storage.postgres import session
+from workers.storage.postgres import strays
 
 COUNT = "SELECT count(*) FROM background_jobs"
 BARE = b"INSERT INTO background_jobs (job_type, data, priority) VALUES (%s, '{}', 0)"
+
+
+def look_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For jobs that wait where nobody looks, in every round of housekeeping."""
+    monkeypatch.setattr(strays, "EVERY", 0.0)
+    monkeypatch.setattr(strays, "SHARE", 0)
 
 
 class Mail(BackgroundJob[World]):
@@ -75,7 +81,7 @@ async def test_the_queue_of_the_row_decides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A known type in a queue that is worked runs there; in another queue it waits, and is warned of, once."""
-    monkeypatch.setattr(session, "_STRAY_EVERY", 0.0)  # looked for in every round of housekeeping
+    look_all_the_time(monkeypatch)
     Mail().enqueue(conn, queue="reports")
     Mail().enqueue(conn, queue="elsewhere")
     Unknown().enqueue(conn, queue="nowhere")
@@ -92,6 +98,30 @@ async def test_the_queue_of_the_row_decides(
         "jobs of type mail wait in queue 'elsewhere', which this runner does not work; "
         "configure_queue('elsewhere') would work it"
     ]
+
+
+async def test_types_that_this_runner_does_not_know_are_warned_of(
+    pool: AsyncPool,
+    conn: psycopg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, when they have waited for a while: maybe a registration was forgotten. They are left alone (guarantee 7)."""
+    look_all_the_time(monkeypatch)
+    Unknown().enqueue(conn, queue="emails")
+    conn.execute("UPDATE background_jobs SET created_at = created_at - interval '11 seconds'")
+    world = World()
+    async with running(pool, Mail, context=world):
+        for _ in range(2):  # each is over after a round of housekeeping
+            conn.execute(BARE, ["mail"])
+            await eventually(conn, COUNT, [(1,)])
+    warnings = [
+        record.getMessage()
+        for record in caplog.records
+        if "register_job_type" in record.getMessage()
+    ]
+    assert len(warnings) == 1
+    assert "jobs of type unknown have been waiting in queue 'emails'" in warnings[0]
 
 
 async def test_a_queue_without_a_type_of_its_own_can_be_worked(

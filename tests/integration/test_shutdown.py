@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -20,8 +21,9 @@ from tests.helpers.running import (
     make_runner,
     running,
 )
-from workers import BackgroundJob, ConfigurationError, RunnerHandle, current_job
+from workers import BackgroundJob, ConfigurationError, RunnerError, RunnerHandle, current_job
 from workers.lifecycle import Interrupted
+from workers.storage.postgres.session import PostgresControl
 from workers.telemetry import JobFinished
 
 ROWS = "SELECT retries, session_id IS NULL, last_error, run_at FROM background_jobs ORDER BY id"
@@ -165,14 +167,57 @@ async def test_a_grace_must_be_a_time(pool: AsyncPool) -> None:
 
 
 async def test_shutdown_before_it_is_ready(pool: AsyncPool, conn: psycopg.Connection) -> None:
-    """It starts and ends, and leaves nothing."""
+    """It ends without having begun, and leaves nothing."""
     Brief().enqueue(conn)
     handle = make_runner(pool, Brief, context=World()).start()
     handle.shutdown()
-    await handle.ready()
+    with pytest.raises(RunnerError, match="shut down before it was ready"):
+        await handle.ready()
     assert await ended(handle) == []
     assert conn.execute(SESSIONS).fetchone() == (0,)
     handle.shutdown()  # harmless after the end
+
+
+async def test_shutdown_while_the_server_says_nothing() -> None:
+    """A signal at start-up is not answered only when the connection was given up."""
+    called = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        called.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        dsn = f"postgresql://{host}:{port}/nowhere?connect_timeout=600"
+        handle = make_runner(dsn, Brief, context=World()).start()
+        await called.wait()
+        handle.shutdown()
+        assert await ended(handle) == []
+
+
+async def test_shutdown_while_the_session_can_not_be_opened(
+    pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread can't be stopped; it gives up what it gets as soon as it gets it."""
+    begun, may_go_on = threading.Event(), threading.Event()
+    open_session = PostgresControl.open
+
+    def open_late(self: PostgresControl, name: str, lease: float) -> int:
+        begun.set()
+        may_go_on.wait()
+        return open_session(self, name, lease)
+
+    monkeypatch.setattr(PostgresControl, "open", open_late)
+    handle = make_runner(pool, Brief, context=World()).start()
+    await asyncio.to_thread(begun.wait)
+    handle.shutdown()
+    assert await ended(handle) == []
+    (keeper,) = [item for item in threading.enumerate() if item.name.startswith("workers-session")]
+    may_go_on.set()
+    await asyncio.to_thread(keeper.join)
+    assert conn.execute(SESSIONS).fetchone() == (0,)
 
 
 async def test_outcomes_are_written_before_the_end(

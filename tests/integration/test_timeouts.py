@@ -10,9 +10,10 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
+import pytest
 
 from tests.conftest import AsyncPool
-from tests.helpers.running import World, drain, eventually, running
+from tests.helpers.running import PATIENCE, World, drain, eventually, running
 from workers import BackgroundJob, Snooze, current_job
 
 ROWS = "SELECT retries, session_id IS NULL, last_error FROM background_jobs"
@@ -81,7 +82,7 @@ async def test_jobs_that_swallow_their_cancellation(
 
 
 async def test_a_job_in_a_thread_keeps_its_claim_until_it_ends(
-    pool: AsyncPool, conn: psycopg.Connection
+    pool: AsyncPool, conn: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A thread can't be ended: nobody else runs the job meanwhile, and then it is recorded as timed out."""
 
@@ -97,7 +98,9 @@ async def test_a_job_in_a_thread_keeps_its_claim_until_it_ends(
     world = World()
     async with running(pool, Overrun, context=world):
         await eventually(conn, ROWS, [(0, False, None)])
-        await asyncio.sleep(0.3)  # the time that it may take, and more
+        async with asyncio.timeout(PATIENCE):
+            while "past its timeout of 0.1 s" not in caplog.text:  # noqa: ASYNC110 - a log can't be awaited
+                await asyncio.sleep(0.01)
         assert conn.execute(ROWS).fetchall() == [(0, False, None)]
         await drain(pool, Overrun, context=world)  # another runner finds nothing to do
         world.signal("may end")

@@ -155,6 +155,26 @@ async def test_stray_jobs_are_named(engine: Engine, runner: Runner) -> None:
     assert set(found) == {("mail", "elsewhere"), ("report", "nowhere")}
 
 
+async def test_types_that_nobody_knows_are_named_after_a_while(
+    engine: Engine, runner: Runner
+) -> None:
+    """Guarantee 5: in the queues that this runner works, or in none; not while another runner is at them."""
+    await engine.storage.enqueue(
+        [
+            mail(job_type="unknown"),
+            mail(job_type="unknown", queue="elsewhere"),
+            mail(job_type="homeless", queue=None),
+            mail(job_type="another's"),
+            *mails(3),
+        ]
+    )
+    assert not runner.maintain(KNOWN, ["default"]).unknown
+    await engine.runner().take(types=("another's",))
+    engine.advance(11)
+    found = runner.maintain(KNOWN, ["default"]).unknown
+    assert set(found) == {("unknown", "default"), ("homeless", "")}
+
+
 async def test_given_back_jobs_need_no_staging(engine: Engine, runner: Runner) -> None:
     """Rule 8: a released job is available at once and wakes nobody a second time."""
     await engine.storage.enqueue(mails(1))

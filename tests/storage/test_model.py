@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar, cast
 
+import msgspec
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import HealthCheck, Phase, settings
@@ -236,9 +237,8 @@ class Machine(RuleBasedStateMachine):
         for index, transition in jobs.items():
             job = pair.held[index][engine]
             if isinstance(transition, Retry | Wait) and transition.delay:
-                transition = type(transition)(
-                    transition.delay + self.number(engine, job.id) / 1000, *_rest(transition)
-                )
+                delay = transition.delay + self.number(engine, job.id) / 1000
+                transition = msgspec.structs.replace(transition, delay=delay)
             items.append(Settlement(Guard(job.id, job.token), job.deduplicated, transition))
         return await runner.engine.storage.settle(runner.session, items, closed)
 
@@ -404,10 +404,6 @@ class Machine(RuleBasedStateMachine):
             assert len(set(ids(found))) == len(found)
         for runner in [both.runners[1] for both in self.pairs] + [pair.runners[1]]:
             runner.control.abandon()
-
-
-def _rest(transition: Retry | Wait) -> tuple[str, ...]:
-    return (transition.error,) if isinstance(transition, Retry) else ()
 
 
 @pytest.fixture

@@ -46,6 +46,23 @@ async def test_a_late_commit_is_found_without_one(
     assert postgres.now - begun <= 1.5
 
 
+async def test_what_nobody_heard_of_does_not_stay_behind_what_is_heard(
+    postgres: PostgresEngine,
+) -> None:
+    """Rule 11: jobs enqueued before the listener was there lie before the first position that it hears of."""
+    runner = postgres.runner()
+    assert await runner.take(thorough=False) == []
+    unheard = await postgres.storage.enqueue(mails(2))
+    (heard,) = await postgres.storage.enqueue(mails(1))
+    row = postgres.conn.execute(
+        "SELECT position FROM background_jobs WHERE id = %s", [heard]
+    ).fetchone()
+    assert row is not None
+    postgres.storage.noticed(Wake("default", 0, row[0]))
+    postgres.storage.noticed(Wake(unheard=True))
+    assert ids(await runner.take(thorough=False)) == [*unheard, heard]
+
+
 async def test_a_notification_of_an_unknown_queue_is_nothing(postgres: PostgresEngine) -> None:
     """Rule 27: hints are kept for the queues that are worked here."""
     runner = postgres.runner()

@@ -16,7 +16,7 @@ from workers.storage.postgres.checkout import PLANNER
 from workers.storage.postgres.statements import statement
 
 BACKLOG = 100_000
-FEW = 300  # rows: what a statement on ten jobs may read (the look for stray jobs takes 200 of each queue)
+FEW = 300  # rows: what a statement on ten jobs may read (the look for stray jobs takes 100 of each queue)
 ROUNDS = (
     12  # psycopg prepares a statement after 5 of them, and the server keeps a plan after 5 more
 )

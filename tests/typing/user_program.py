@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
@@ -180,14 +180,16 @@ async def enqueues_async(
     connection: AsyncConnection,
 ) -> None:
     job = Resize(path="a.png")
-    assert_type(job.enqueue(conn), Awaitable[int | None])
+    enqueued: Coroutine[Any, Any, int | None] = job.enqueue(conn)
+    assert_type(await enqueued, int | None)
+    job.enqueue(conn)  # type: ignore[unused-coroutine]  # a forgotten await
     assert_type(await job.enqueue(conn), int | None)
     assert_type(await job.enqueue(conn.cursor()), int | None)
     assert_type(await job.enqueue(pool, priority=-5), int | None)
     assert_type(await job.enqueue(session, delay=1), int | None)
     assert_type(await job.enqueue(scoped), int | None)
     assert_type(await job.enqueue(connection), int | None)
-    assert_type(Resize.enqueue_batch(conn, [job]), Awaitable[list[int | None]])
+    Resize.enqueue_batch(conn, [job])  # type: ignore[unused-coroutine]  # a forgotten await
     assert_type(await Resize.enqueue_batch(session, [job]), list[int | None])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -19,7 +20,8 @@ from workers import (
     Priority,
     RegistrationError,
 )
-from workers.job_type import RESERVED, describe
+from workers.declaration import LATER, RESERVED
+from workers.job_type import describe
 
 
 class Quiet(BackgroundJob[Any]):
@@ -32,7 +34,7 @@ class SendEmail(Quiet):
     queue = "emails"
     priority = Priority.HIGH
     retries_shown: ClassVar[int] = 3
-    tries = 4
+    tries = 4  # nobody's setting
 
     to: str
     subject: str = "Welcome!"
@@ -258,3 +260,94 @@ def test_a_clash_in_a_mixed_in_dataclass_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Clash\.result"):
 
         class Clash(Quiet, Mixin): ...
+
+
+# What a class body says in vain ------------------------------------------------------------------
+
+
+def test_a_constructor_of_its_own_is_refused() -> None:
+    """The dataclass would replace it without a word."""
+    with pytest.raises(ConfigurationError, match=r"Own defines __init__.*__post_init__"):
+
+        class Own(Quiet):
+            def __init__(self, to: str) -> None: ...
+
+
+def generator(self: Any, ctx: Any) -> Iterator[None]:
+    yield
+
+
+async def async_generator(self: Any, ctx: Any) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda self: None, "can't be called with one argument"),
+        (lambda self, ctx, more: None, "can't be called with one argument"),
+        (lambda self, *, ctx: None, "can't be called with one argument"),
+        (staticmethod(lambda: None), "can't be called with one argument"),
+        (generator, "contains `yield`"),
+        (async_generator, "contains `yield`"),
+        (3, "is a int"),
+    ],
+)
+def test_a_run_that_can_not_be_called_is_refused_where_it_stands(run: Any, message: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"Wrong\.run {message}.*async def run\(self, ctx\)"
+    ):
+        type("Wrong", (BackgroundJob,), {"run": run})
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda self, ctx: None,
+        lambda self, *args, **kwargs: None,
+        lambda self, ctx, more=3: None,
+        staticmethod(lambda ctx: None),
+        classmethod(lambda cls, ctx: None),
+    ],
+)
+def test_any_run_of_one_argument_will_do(run: Any) -> None:
+    type("Right", (BackgroundJob,), {"run": run})
+
+
+@pytest.mark.parametrize("name", sorted(LATER))
+def test_a_setting_of_a_later_version_is_refused(name: str) -> None:
+    """It would be believed to work."""
+    with pytest.raises(ConfigurationError, match=rf"Early\.{name} has no meaning yet"):
+        type("Early", (Quiet,), {name: True})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_retries", "max_attempts"),
+        ("name", "job_name"),
+        ("deduplicate", "deduplicated"),
+        ("max_attempt", "max_attempts"),
+        ("timout", "timeout"),
+        ("prioritiy", "priority"),
+    ],
+)
+def test_what_looks_like_a_setting_draws_a_warning(name: str, meant: str) -> None:
+    with pytest.warns(
+        UserWarning, match=rf"Slip\.{name} is no setting.*is {meant} meant"
+    ) as caught:
+        type("Slip", (Quiet,), {name: 3})
+    assert caught[0].filename == __file__
+
+
+def test_what_does_not_look_like_a_setting_is_left_alone() -> None:
+    class Fine(Quiet):
+        name: str  # payload
+        retries: ClassVar[int] = 3
+        template = "welcome.html"
+        URL = "postgresql://"
+
+        def max_retries(self) -> int:
+            return 3
+
+    assert [item.name for item in dataclasses.fields(Fine)] == ["name"]

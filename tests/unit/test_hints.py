@@ -180,3 +180,30 @@ def test_hints_of_used_priorities_stay() -> None:
             *jobs(priority + 1, priority=priority), *jobs(priority + 1, priority=-1), took=10.0
         )
     assert -1 in claims.scan()[0].priorities
+
+
+# When nothing was heard for a while --------------------------------------------------------------
+
+
+def test_what_was_missed_is_looked_for_before_hints_are_trusted(claims: Claims) -> None:
+    claims.hints.missed()
+    claims.hints.noticed(5, 20)
+    assert claims.kind() is ScanKind.THOROUGH
+    assert claims.kind() is ScanKind.HINTED
+
+
+def test_a_thorough_scan_that_broke_off_is_still_owed(claims: Claims) -> None:
+    claims.hints.missed()
+    claims.hints.plan(claims.now)
+    assert claims.kind() is ScanKind.THOROUGH
+    assert claims.kind() is ScanKind.HINTED
+
+
+def test_what_was_missed_while_a_thorough_scan_was_on_its_way_is_owed_another(
+    claims: Claims,
+) -> None:
+    plan = claims.hints.plan(claims.now, thorough=True)
+    claims.hints.missed()
+    claims.hints.claimed(plan, [], 10, claims.now, 10.0)
+    assert claims.kind() is ScanKind.THOROUGH
+    assert claims.kind() is ScanKind.HINTED

@@ -24,7 +24,7 @@ from workers.lifecycle import (
     Transition,
     Wait,
 )
-from workers.runtime.worker import job_logger, log_outcome
+from workers.runtime.job_log import job_logger, log_end
 
 JOB = ClaimedJob(7, "send", "emails", 0, "{}", 1, 0, False, 99)
 ERROR = ValueError("no such address")
@@ -62,7 +62,7 @@ def test_every_outcome_is_one_record_with_the_same_fields(
     text: str,
 ) -> None:
     with caplog.at_level(logging.DEBUG, "workers"):
-        log_outcome(JOB, 3, outcome, transition, 0.25)
+        log_end(JOB, 3, outcome, transition, 0.25)
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("workers.jobs", level)
     assert text in record.getMessage()
@@ -91,7 +91,7 @@ def test_exception_that_can_not_be_shown_is_logged_without_its_traceback(
     plain = logging.StreamHandler()
     job_logger.addHandler(plain)
     try:
-        log_outcome(JOB, 3, Failed("...", UnspeakableError()), Bury("failed"), 0.25)
+        log_end(JOB, 3, Failed("...", UnspeakableError()), Bury("failed"), 0.25)
     finally:
         job_logger.removeHandler(plain)
     assert capsys.readouterr().err == "job 7 (send) is dead: failed\n"
@@ -99,5 +99,25 @@ def test_exception_that_can_not_be_shown_is_logged_without_its_traceback(
 
 def test_completions_are_not_logged_above_debug(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "workers"):
-        log_outcome(JOB, 3, Completed(), Delete(), 0.25)
+        log_end(JOB, 3, Completed(), Delete(), 0.25)
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "transition", "text"),
+    [
+        (Completed(), Archive("completed", fault=ERROR), "its archive policy raised"),
+        (Failed("..."), Retry(60, "boom", fault=ERROR), "its backoff raised"),
+    ],
+)
+def test_a_policy_that_raises_is_an_error_of_its_own(
+    caplog: pytest.LogCaptureFixture, outcome: Outcome, transition: Transition, text: str
+) -> None:
+    with caplog.at_level(logging.INFO, "workers"):
+        log_end(JOB, 3, outcome, transition, 0.25)
+    record = caplog.records[0]
+    assert record.levelname == "ERROR"
+    assert text in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_info[1] is ERROR
+    assert record.__dict__["job_id"] == 7

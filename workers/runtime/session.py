@@ -33,6 +33,8 @@ logger = logging.getLogger("workers")
 
 TICK = 1.0
 _RETRY = 0.25
+#: How much of the lease is left, at least, when it has been maintained.
+LEFT = 0.66
 #: A deaf listener is looked for this often.
 PROBE_EVERY = 15.0
 
@@ -48,6 +50,9 @@ class SessionEvents(Protocol):
 
     def session_replaced(self, session: int) -> None:
         """The old session was reaped."""
+
+    def renewed(self, until: float) -> None:
+        """What this session holds is surely its own until then, by the monotonic clock."""
 
     def maintained(self, result: Maintenance) -> None:
         """A second's housekeeping is done."""
@@ -158,11 +163,14 @@ class SessionKeeper:
     def _tick(self) -> None:
         waiting, self._waiting = self._waiting, []
         self._watch_loop()
+        now = time.monotonic()
         try:
             result = self._control.maintain(self._request)
-            if not result.alive:
+            if result.alive:
+                self._post(self._events.renewed, now + LEFT * self._request.lease)
+            else:
                 self._replace_session()
-            elif result.rescue:
+            if result.rescue:
                 dead = self._control.rescue()
                 if dead:
                     self._post(self._events.rescued, dead)
@@ -199,9 +207,11 @@ class SessionKeeper:
         """Get the link back, however long it takes."""
         while not self._is_over():
             self._watch_loop()
+            now = time.monotonic()
             try:
                 # a replacement that broke off may have left a row, but nobody was told of it
                 if not self._replacing and self._control.recover(self._request.lease):
+                    self._post(self._events.renewed, now + self._request.lease)
                     self._post(self._events.link_restored)
                 else:
                     self._replace_session()
@@ -210,11 +220,12 @@ class SessionKeeper:
                 self._control.wait(_RETRY)
 
     def _replace_session(self) -> None:
-        self._replacing = True
+        self._replacing, now = True, time.monotonic()
         self._control.abandon()
         session = self._control.open(self._name, self._request.lease)
         self._replacing = False
         self._post(self._events.session_replaced, session)
+        self._post(self._events.renewed, now + self._request.lease)
 
     def _end(self) -> int:
         if not self._give_back:

@@ -30,6 +30,7 @@ from .executor import Executor, ThreadJobs
 from .gate import Gate
 from .ledger import Ledger
 from .listening import Listening
+from .milestones import Milestones
 from .reports import Reports
 from .session import SessionKeeper, StallHandler
 from .work_queue import WorkQueue
@@ -88,14 +89,11 @@ class Supervisor:
         self._crew = Crew(self._queues, self._make_worker, self._die)
         self._writer: asyncio.Task[None] | None = None
         self._shutdown = asyncio.Event()
+        self._starting = anyio.CancelScope()
+        self.milestones = Milestones()
         self._grace = config.grace
         self._failure: BaseException | None = None
         self._task: asyncio.Task[Any] | None = None
-        loop = asyncio.get_running_loop()
-        #: Done when jobs can be claimed, or with the error that kept the runner from it.
-        self.ready: asyncio.Future[None] = loop.create_future()
-        #: Done when the runner has ended, with the ids of the jobs that would not.
-        self.ended: asyncio.Future[list[int]] = loop.create_future()
 
     def shutdown(self, grace: float | None = None) -> None:
         """Stop claiming and let running jobs finish for `grace` seconds; a second call with a shorter one hurries."""
@@ -105,54 +103,40 @@ class Supervisor:
         for queue in self._queues.values():
             queue.close()  # what a claim on its way brings is not begun either
         self._shutdown.set()
+        self._starting.cancel()
 
     async def run(self) -> None:
-        """Live. Sets `ready` and `ended`, and raises nothing that they do not say."""
+        """Live. Sets the milestones, and raises nothing that they do not say."""
         self._task = asyncio.current_task()
         try:
             try:
-                await self._storage.open()
-                await self._in_session()
+                await self._live()
             finally:
                 await self._insist(self._storage.close)
             if self._failure is not None:
                 raise RunnerError(f"the runner died: {self._failure!r}") from self._failure
         except BaseException as error:
-            self._tell(error)
+            self.milestones.over(error, known=self._failure is not None)
             if not isinstance(error, Exception):
                 raise
         else:
-            self._tell(None)
-
-    def _tell(self, error: BaseException | None) -> None:
-        """Resolve what others wait for. An error is in the log as well: maybe nobody waits."""
-        if isinstance(error, Exception) and self._failure is None:
-            what = "did not end in order" if self.ready.done() else "can't start"
-            logger.critical("the runner %s: %s", what, error, exc_info=error)
-        for future in (self.ready, self.ended):
-            if future.done():
-                continue
-            if isinstance(error, Exception):
-                future.set_exception(error)
-                future.exception()  # asked for: not having awaited it is no offence
-            elif future is self.ended:
-                self.ended.set_result([])
-            else:
-                future.cancel()
+            self.milestones.over(None, known=True)
 
     # ---------------------------------------------------------------------------------------------------------- the tree
 
-    async def _in_session(self) -> None:
-        self._keeper.start()
+    async def _live(self) -> None:
         try:
-            self.ledger.begin_session(await asyncio.wrap_future(self._keeper.started))
-            if (
-                self._is_closing()
-            ):  # the cancellation was lost on the way: asyncio.wait_for of Python 3.11 does that
+            with self._starting:
+                await self._storage.open()
+                self._keeper.start()
+                self.ledger.begin_session(await asyncio.wrap_future(self._keeper.started))
+            # of Python 3.11, asyncio.wait_for may lose a cancellation on the way
+            if self._is_closing():
                 raise asyncio.CancelledError
-            self._gate.open()
-            self._start_writing()
-            await self._work()
+            if not self._starting.cancelled_caught:
+                self._gate.open()
+                self._start_writing()
+                await self._work()
         finally:
             await self._insist(self._end_session)
 
@@ -218,7 +202,18 @@ class Supervisor:
                 continue
             break
         self._keeper.stop()
-        await asyncio.wrap_future(self._keeper.ended)
+        if (
+            not self._keeper.started.done()
+        ):  # whatever it waits for, it will see that it is not wanted
+            return
+        released = await asyncio.wrap_future(self._keeper.ended)
+        session = self.ledger.session
+        logger.info(
+            "runner stopped: session %d, gave back %d jobs",
+            session,
+            released,
+            extra={"session": session},
+        )
 
     async def _work(self) -> None:
         """Claim and run until shutdown, then let the workers finish."""
@@ -246,8 +241,7 @@ class Supervisor:
             if self._until_empty:
                 watch = EmptyWatch(self._keeper, self.ledger, self.completer, self._claimers)
                 group.start_soon(watch.run, self.shutdown, name="watch-for-empty")
-            if not self.ready.done():
-                self.ready.set_result(None)
+            self.milestones.is_ready()
             session, queues = self.ledger.session, sorted(self._queues)
             logger.info(
                 "runner started: session %d, queues %s", session, queues, extra={"session": session}
@@ -256,11 +250,7 @@ class Supervisor:
             group.cancel_scope.cancel()
 
     async def _finish(self) -> None:
-        await self._crew.finish(self._grace, self._tell_unfinished)
-
-    def _tell_unfinished(self, job_ids: list[int]) -> None:
-        if not self.ended.done():
-            self.ended.set_result(job_ids)
+        await self._crew.finish(self._grace, self.milestones.left_behind)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -12,7 +12,7 @@ import anyio
 
 from .. import telemetry
 from ..job import ClaimedJob
-from ..lifecycle import Bury, Completed, Delete, Failed, Outcome, Release, Retry, Transition
+from ..lifecycle import Bury, Delete, Failed, Outcome, Release, Transition
 from ..registry import Registry
 from .attempt import Attempt
 from .claimer import SHARED_CRASHES
@@ -20,14 +20,13 @@ from .completer import Completer
 from .driving import come_clean
 from .executor import Executor
 from .gate import Gate
+from .job_log import log_end, log_overrun, log_start
 from .ledger import Ledger
 from .work_queue import WorkQueue
 
 __all__ = ["Worker"]
 
 logger = logging.getLogger("workers")
-#: Records of single jobs, all with the same fields: a name of their own, so that they can be filtered, or counted, apart.
-job_logger = logging.getLogger("workers.jobs")
 
 #: A worker whose jobs never wait for anything lets the event loop have its turn this often.
 _SLICE = 0.0005
@@ -88,13 +87,10 @@ class Worker:
         attempt = Attempt(job, job_type, task, started)
         running = self._queue.running
         running.add(attempt)
-        timer = None if attempt.deadline is None else _Timer(attempt)
+        timer = None if attempt.deadline is None else _Timer(attempt, session)
         if telemetry.wanted(telemetry.JobStarted):
             telemetry.emit(telemetry.JobStarted(session=session, job=job))
-        if job_logger.isEnabledFor(logging.DEBUG):
-            job_logger.debug(
-                "job %d (%s) started", job.id, job.job_type, extra=fields(job, session)
-            )
+        log_start(job, session)
         outcome, transition = await self._executor.run(attempt, session)
         running.discard(attempt)
         if timer is not None:
@@ -140,63 +136,27 @@ class Worker:
             attempt.scope.run(
                 telemetry.emit, event
             ) if attempt.scope is not None else telemetry.emit(event)
-        log_outcome(job, session, outcome, transition, duration)
-
-
-def log_outcome(
-    job: ClaimedJob, session: int, outcome: Outcome, transition: Transition, duration: float
-) -> None:
-    """One line a job: completions at DEBUG, retries as a warning, deaths as an error. Never raises."""
-    if isinstance(outcome, Completed) and not job_logger.isEnabledFor(logging.DEBUG):
-        return
-    ended = type(outcome).__name__.lower()
-    extra = fields(job, session) | {"outcome": ended, "duration": round(duration, 6)}
-    level, text = logging.INFO, f"{ended} after {duration:.3g} s"
-    if isinstance(outcome, Completed):
-        level, text = logging.DEBUG, f"completed in {duration:.3g} s"
-    elif isinstance(transition, Bury):
-        level, text = logging.ERROR, f"is dead: {transition.reason}"
-    elif isinstance(transition, Retry):
-        last_line = transition.error.strip().rpartition("\n")[2]
-        level, text = (
-            logging.WARNING,
-            f"failed, next attempt in {transition.delay:.3g} s: {last_line}",
-        )
-        extra["retry_in"] = transition.delay
-    message = "job %d (%s) %s"
-    try:
-        cause = outcome.exception if isinstance(outcome, Failed) else None
-        info = (type(cause), cause, cause.__traceback__) if cause is not None else None
-        job_logger.log(level, message, job.id, job.job_type, text, extra=extra, exc_info=info)
-    except BaseException:  # an exception whose __str__, __cause__ or class misbehaves
-        job_logger.log(level, message, job.id, job.job_type, text, extra=extra)
-
-
-def fields(job: ClaimedJob, session: int) -> dict[str, object]:
-    """What every log record about a job carries."""
-    return {
-        "job_id": job.id,
-        "job_type": job.job_type,
-        "queue": job.queue,
-        "attempt": job.retries + 1,
-        "session": session,
-    }
+        log_end(job, session, outcome, transition, duration)
 
 
 class _Timer:
     """Stops an attempt at its deadline, and asks again each second if it goes on."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, session: int) -> None:
         self._attempt = attempt
+        self._session = session
+        self._warned = False
         self._loop = asyncio.get_running_loop()
         delay = (attempt.deadline or 0.0) - time.monotonic()
         self._handle = self._loop.call_later(max(0.0, delay), self._strike)
 
     def _strike(self) -> None:
-        timeout = self._attempt.type.timeout
-        self._attempt.stop(
-            Failed(f"timed out after {timeout:g} s", TimeoutError(f"timed out after {timeout:g} s"))
-        )
+        attempt, timeout = self._attempt, self._attempt.type.timeout or 0.0
+        text = f"timed out after {timeout:g} s"
+        attempt.stop(Failed(text, TimeoutError(text)))
+        if not (attempt.cancellable or attempt.type.is_async or self._warned):
+            self._warned = True
+            log_overrun(attempt.job, self._session, timeout)
         self._handle = self._loop.call_later(1.0, self._strike)
 
     def cancel(self) -> None:

@@ -15,6 +15,8 @@ __all__ = ["MemoryControl", "MemoryListener"]
 
 #: A session is dead when two sweeps this many seconds apart found its link down.
 _SUSPICION = 0.9
+#: Seconds that jobs of an unknown type wait before they are worth a warning.
+_UNKNOWN_FOR = 10.0
 
 
 class MemoryControl:
@@ -57,11 +59,15 @@ class MemoryControl:
             if session is not None and alive and request.renew:
                 session.renew(tables.clock(), request.lease)
             wakes = self._make_available(request.declared)
+            ready = [
+                row for row in tables.rows.values() if row.run_at is None and row.session is None
+            ]
             known = [
                 (row, row.queue)
-                for row in tables.rows.values()
-                if row.run_at is None and row.queue is not None and row.job_type in request.declared
+                for row in ready
+                if row.queue is not None and row.job_type in request.declared
             ]
+            old = tables.clock() - _UNKNOWN_FOR
             return Maintenance(
                 alive=alive,
                 wakes=wakes,
@@ -72,6 +78,13 @@ class MemoryControl:
                 },
                 stray={
                     (row.job_type, queue) for row, queue in known if queue not in request.queues
+                },
+                unknown={
+                    (row.job_type, row.queue or "")
+                    for row in ready
+                    if row.job_type not in request.declared
+                    and (row.queue is None or row.queue in request.queues)
+                    and row.created_at < old
                 },
                 rescue=any(not other.alive for other in tables.sessions.values()),
             )

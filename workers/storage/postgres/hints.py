@@ -6,8 +6,9 @@ drawn before they are committed, so a late commit lands behind the hint. Three t
 
 * a notification below the hint pulls it back;
 * once a second a trailing scan starts where the hint stood 3 s ago;
-* a thorough scan of the whole queue runs at the start, when asked for, and otherwise as often as costs 2% of the time;
-  and when nothing is left where the hints point, but the last thorough scan ended at its limit.
+* a thorough scan of the whole queue runs at the start, when asked for, when notifications may have been missed, and
+  otherwise as often as costs 2% of the time; and when nothing is left where the hints point, but the last thorough scan
+  ended at its limit.
 
 On a healthy server a thorough scan takes about a millisecond, so that nearly every claim after a pause is one.
 """
@@ -57,13 +58,23 @@ class ScanHints:
         self._history: deque[tuple[float, dict[int, int]]] = deque()
         self._next_trailing = 0.0
         self._next_thorough = 0.0
+        #: A thorough scan is owed, whatever it costs: it was never made, or it broke off.
+        self._owed = True
+        self._under_way = False
         self._cut = (
             False  # the last thorough scan ended at its limit: of lower priorities it saw nothing
         )
 
     def plan(self, now: float, *, thorough: bool = False) -> Plan:
-        """How to scan now."""
-        if thorough or now >= self._next_thorough or not self._next:
+        """How to scan now. One plan at a time: it is over when `claimed` was told, or when the next one is made."""
+        if (
+            thorough
+            or self._owed
+            or self._under_way
+            or now >= self._next_thorough
+            or not self._next
+        ):
+            self._owed, self._under_way = False, True
             return Plan(ScanKind.THOROUGH)
         start, kind = self._next, ScanKind.HINTED
         if now >= self._next_trailing:
@@ -86,6 +97,7 @@ class ScanHints:
         """
         short = len(jobs) < limit
         if plan.kind is ScanKind.THOROUGH:
+            self._under_way = False
             self._next_thorough = now + THOROUGH_SHARE * duration
             self._cut = not short
         ends: dict[int, int] = {}
@@ -106,6 +118,10 @@ class ScanHints:
         hint = self._next.get(priority)
         if hint is None or position < hint:
             self._next[priority] = position
+
+    def missed(self) -> None:
+        """Jobs may have become available of which nothing was heard: no hint of what is heard next may hide them."""
+        self._owed = True
 
     def _trail(self, now: float) -> dict[int, int]:
         """Where the hints stood TRAIL_BEHIND ago; remembers where they stand."""

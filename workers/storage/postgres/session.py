@@ -20,6 +20,7 @@ from ..base import DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
 from .checkout import PLANNER, STATEMENT_SECONDS, translated
 from .literals import number_array
 from .statements import statement
+from .strays import Strays
 from .watch import LinkWatch
 
 __all__ = ["PostgresControl"]
@@ -42,11 +43,10 @@ _SETTINGS = {
 
 #: After an outage the owners of other sessions get this long, or a lease, to come back before anyone judges them.
 _RECONNECT_SECONDS = 5.0
-_STRAY_EVERY = 60.0
 #: The lease is waiting to be renewed: no more than this many waits of 50 ms in one go.
 _MAX_BLOCKED = 20
 
-_MAINTAIN, _STRAY = statement("maintain"), statement("stray")
+_MAINTAIN = statement("maintain")
 _RESCUE, _RESCUE_DEDUPLICATED, _LOST = map(
     statement, ("rescue", "rescue_deduplicated", "lost_deduplicated")
 )
@@ -77,7 +77,7 @@ class PostgresControl:
         self._locked = False
         # when this connection may judge others by their locks, and by their leases
         self._judge_locks_at = self._judge_leases_at = 0.0
-        self._next_stray = 0.0
+        self._strays = Strays(clock)
 
     def open(self, name: str, lease: float) -> int:
         """Connect and register: first the lock, then the row."""
@@ -113,13 +113,7 @@ class PostgresControl:
                 declared_queues=list(request.declared.values()),
                 queues=list(request.queues),
             )
-            stray: Collection[tuple[str, str]] = ()
-            if now >= self._next_stray:
-                self._next_stray = now + _STRAY_EVERY
-                found = self._fetch(
-                    _STRAY, queues=list(request.queues), job_types=list(request.declared)
-                )
-                stray = [(job_type, queue) for job_type, queue in found]
+            astray = self._strays.look(self._fetch, request)
         kinds = {row[0] for row in rows}
         return Maintenance(
             alive="alive" in kinds,
@@ -130,7 +124,8 @@ class PostgresControl:
                 if what == "wake"
             ],
             suspects={queue for what, queue, _, _ in rows if what == "suspects"},
-            stray=stray,
+            stray=[(job_type, queue) for job_type, queue, known in astray if known],
+            unknown=[(job_type, queue) for job_type, queue, known in astray if not known],
         )
 
     def rescue(self) -> list[DeadSession]:

@@ -153,11 +153,11 @@ class PostgresStorage:
 
     def noticed(self, wake: Wake) -> None:
         """Pull the hint of the queue back to what became available."""
-        hints = self._hints.get(
-            wake.queue
-        )  # none yet: the first scan of a queue is thorough anyway
-        if hints is not None:
-            hints.noticed(wake.priority, wake.position)
+        if wake.unheard:
+            for hints in self._hints.values():
+                hints.missed()
+        elif wake.queue in self._hints:  # if not: the first scan of a queue is thorough anyway
+            self._hints[wake.queue].noticed(wake.priority, wake.position)
 
     async def release_claim(self, session: int, token: int) -> int:
         """Give back whatever stands under `token`."""

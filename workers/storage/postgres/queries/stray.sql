@@ -1,21 +1,51 @@
--- Known job types that wait in queues this runner does not work. Queues are found by skipping from one to the next in the
--- fetch index, and only the first rows of each are looked at: this is for a warning, not for a count.
-WITH RECURSIVE waiting AS (
+-- Jobs that wait where nobody may be looking, for warnings, not for a count:
+--
+-- not worked  known job types in queues that this runner does not work
+-- not known   job types that this runner does not know, in its queues or, without one, anywhere, for 10 s or longer: a newer
+--             or another runner that knows them would have begun by then
+--
+-- Queues and types are found by skipping from one to the next in an index, and only the first rows of each queue are looked
+-- at. What nobody takes stays there, in front.
+WITH RECURSIVE queues AS (
     (SELECT queue FROM background_jobs WHERE run_at IS NULL AND queue IS NOT NULL AND crashes = 0 ORDER BY queue LIMIT 1)
     UNION ALL
     SELECT (
         SELECT job.queue FROM background_jobs AS job
-        WHERE job.run_at IS NULL AND job.queue > waiting.queue AND job.crashes = 0
+        WHERE job.run_at IS NULL AND job.queue > queues.queue AND job.crashes = 0
         ORDER BY job.queue LIMIT 1
     )
-    FROM waiting
-    WHERE waiting.queue IS NOT NULL
+    FROM queues
+    WHERE queues.queue IS NOT NULL
+), homeless AS (
+    (SELECT job_type FROM background_jobs WHERE run_at IS NULL AND queue IS NULL ORDER BY job_type LIMIT 1)
+    UNION ALL
+    SELECT (
+        SELECT job.job_type FROM background_jobs AS job
+        WHERE job.run_at IS NULL AND job.queue IS NULL AND job.job_type > homeless.job_type
+        ORDER BY job.job_type LIMIT 1
+    )
+    FROM homeless
+    WHERE homeless.job_type IS NOT NULL
+), waiting AS (
+    SELECT first.job_type, queues.queue, first.created_at, first.session_id
+    FROM queues
+    CROSS JOIN LATERAL (
+        SELECT job.job_type, job.created_at, job.session_id FROM background_jobs AS job
+        WHERE job.queue = queues.queue AND job.run_at IS NULL AND job.crashes = 0
+        ORDER BY job.priority DESC, job.position LIMIT 100
+    ) AS first
+    UNION ALL
+    SELECT homeless.job_type, '', first.created_at, NULL
+    FROM homeless
+    CROSS JOIN LATERAL (
+        SELECT job.created_at FROM background_jobs AS job
+        WHERE job.job_type = homeless.job_type AND job.queue IS NULL AND job.run_at IS NULL
+        ORDER BY job.priority DESC, job.position LIMIT 1
+    ) AS first
 )
-SELECT DISTINCT first.job_type, waiting.queue
+SELECT DISTINCT job_type, queue, job_type = ANY(%(job_types)s::text[]) AS known
 FROM waiting
-CROSS JOIN LATERAL (
-    SELECT job.job_type FROM background_jobs AS job
-    WHERE job.queue = waiting.queue AND job.run_at IS NULL AND job.crashes = 0
-    ORDER BY job.priority DESC, job.position LIMIT 200
-) AS first
-WHERE waiting.queue <> ALL(%(queues)s::text[]) AND first.job_type = ANY(%(job_types)s::text[])
+WHERE session_id IS NULL AND CASE
+    WHEN job_type = ANY(%(job_types)s::text[]) THEN queue <> ALL(%(queues)s::text[]) AND queue <> ''
+    ELSE (queue = ANY(%(queues)s::text[]) OR queue = '') AND created_at < now() - interval '10 seconds'
+END

@@ -1,0 +1,87 @@
+"""What the log says about single jobs: one line each, always with the same fields, whatever their exceptions do.
+
+The logger `workers.jobs` is their own, so that they can be filtered, or counted, apart.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ..job import ClaimedJob
+from ..lifecycle import Archive, Bury, Completed, Failed, Outcome, Retry, Transition
+
+__all__ = ["fields", "job_logger", "log_end", "log_overrun", "log_start"]
+
+job_logger = logging.getLogger("workers.jobs")
+
+
+def fields(job: ClaimedJob, session: int) -> dict[str, object]:
+    """What every record carries."""
+    return {
+        "job_id": job.id,
+        "job_type": job.job_type,
+        "queue": job.queue,
+        "attempt": job.retries + 1,
+        "session": session,
+    }
+
+
+def log_start(job: ClaimedJob, session: int) -> None:
+    """At DEBUG."""
+    if job_logger.isEnabledFor(logging.DEBUG):
+        text = "job %d (%s) started"
+        job_logger.debug(text, job.id, job.job_type, extra=fields(job, session))
+
+
+def log_overrun(job: ClaimedJob, session: int, timeout: float) -> None:
+    """Its time is over, and nothing can be done about it: a warning, while it goes on."""
+    job_logger.warning(
+        "job %d (%s) is past its timeout of %g s; a thread can't be stopped, so it keeps its worker until it returns",
+        job.id,
+        job.job_type,
+        timeout,
+        extra=fields(job, session),
+    )
+
+
+def log_end(
+    job: ClaimedJob, session: int, outcome: Outcome, transition: Transition, duration: float
+) -> None:
+    """Completions at DEBUG, retries as a warning, deaths and faults of a job's policies as an error. Never raises."""
+    if isinstance(transition, Archive | Retry) and transition.fault is not None:
+        policy = "backoff" if isinstance(transition, Retry) else "archive policy"
+        _log(
+            logging.ERROR,
+            job,
+            f"ended, but its {policy} raised",
+            fields(job, session),
+            transition.fault,
+        )
+    if isinstance(outcome, Completed) and not job_logger.isEnabledFor(logging.DEBUG):
+        return
+    ended = type(outcome).__name__.lower()
+    extra = fields(job, session) | {"outcome": ended, "duration": round(duration, 6)}
+    level, text = logging.INFO, f"{ended} after {duration:.3g} s"
+    if isinstance(outcome, Completed):
+        level, text = logging.DEBUG, f"completed in {duration:.3g} s"
+    elif isinstance(transition, Bury):
+        level, text = logging.ERROR, f"is dead: {transition.reason}"
+    elif isinstance(transition, Retry):
+        last_line = transition.error.strip().rpartition("\n")[2]
+        level, text = (
+            logging.WARNING,
+            f"failed, next attempt in {transition.delay:.3g} s: {last_line}",
+        )
+        extra["retry_in"] = transition.delay
+    _log(level, job, text, extra, outcome.exception if isinstance(outcome, Failed) else None)
+
+
+def _log(
+    level: int, job: ClaimedJob, text: str, extra: dict[str, object], cause: BaseException | None
+) -> None:
+    message = "job %d (%s) %s"
+    try:
+        info = (type(cause), cause, cause.__traceback__) if cause is not None else None
+        job_logger.log(level, message, job.id, job.job_type, text, extra=extra, exc_info=info)
+    except BaseException:  # an exception whose __str__, __cause__ or class misbehaves
+        job_logger.log(level, message, job.id, job.job_type, text, extra=extra)

@@ -1,0 +1,143 @@
+"""What goes over the port between the runtime and an engine: requests, answers, and the proofs that writes show."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from ..job import ClaimedJob
+from ..lifecycle import Transition
+
+__all__ = [
+    "Capabilities",
+    "ClaimRequest",
+    "Claimed",
+    "DeadSession",
+    "Guard",
+    "Maintenance",
+    "MaintenanceRequest",
+    "QueueStats",
+    "Scan",
+    "Settled",
+    "Settlement",
+    "Wake",
+]
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine can do beyond the minimum."""
+
+    transactional: bool = False
+    listener: bool = False
+    survives_process: bool = True
+
+
+class Scan(msgspec.Struct, frozen=True):
+    """`thorough`: look at every waiting row, whatever hints the engine keeps (at start, and before "empty" is concluded).
+    `suspects`: 0 for ordinary jobs; else those that were claimed when a process died, with at most this many crashes.
+    """
+
+    thorough: bool = False
+    suspects: int = 0
+
+
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Take up to `limit` available jobs of `queue`, of the given types only, for `session` under `token`."""
+
+    session: int
+    token: int
+    queue: str
+    job_types: tuple[str, ...]
+    limit: int
+    scan: Scan = Scan()
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """What a claim took, highest priority first, then in order of position. `complete`: the whole queue was looked at, so
+    that fewer jobs than the limit means no more; never for a session that is not alive, nor for suspects.
+    """
+
+    jobs: Sequence[ClaimedJob]
+    complete: bool
+
+
+class Guard(msgspec.Struct, frozen=True, gc=False):
+    """Proof of a claim on one job."""
+
+    id: int
+    token: int
+
+
+class Settlement(msgspec.Struct, frozen=True, gc=False):
+    """One job's transition, with the proof that it may be written."""
+
+    guard: Guard
+    deduplicated: bool
+    transition: Transition
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """`written` ids were changed; `superseded` ones met an identical waiting job on their way back and made way for it.
+    An id in neither was fenced: its claim is no longer this session's."""
+
+    written: Collection[int]
+    superseded: Collection[int] = ()
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """Jobs became available. An empty `queue` means any; `position` is the lowest of them, for the engine's hints.
+    `unheard`: there may have been wake-ups before this one that nobody heard, so that no hint is to be trusted."""
+
+    queue: str = ""
+    priority: int = 0
+    position: int = 0
+    unheard: bool = False
+
+
+class DeadSession(msgspec.Struct, frozen=True):
+    """A session whose jobs were given back. `superseded` are those of them that made way for identical ones."""
+
+    session: int
+    name: str
+    reason: str
+    jobs: int
+    superseded: tuple[int, ...] = ()
+
+
+class MaintenanceRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One second's housekeeping. `declared` maps each job type this runner knows to its declared queue."""
+
+    lease: float
+    declared: Mapping[str, str]
+    queues: Collection[str]
+    renew: bool = True
+
+
+class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
+    """What the housekeeping found. `alive`: this session still is. `wakes`: what became available. `suspects`: queues of
+    this runner in which jobs that crashed a process wait. `rescue`: some session is dead and still has claims.
+
+    For warnings, now and then, as (job type, queue): `stray` are known types that wait in queues this runner does not work,
+    `unknown` are types it does not know that have waited for 10 s, in its queues or in none ("").
+    """
+
+    alive: bool
+    wakes: Sequence[Wake] = ()
+    suspects: Collection[str] = ()
+    stray: Collection[tuple[str, str]] = ()
+    unknown: Collection[tuple[str, str]] = ()
+    rescue: bool = False
+
+
+class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows per state in one queue; `oldest` is the age in seconds of the longest available job."""
+
+    queue: str
+    scheduled: int = 0
+    available: int = 0
+    running: int = 0
+    retryable: int = 0
+    dead: int = 0
+    archived: int = 0
+    oldest: float = 0.0

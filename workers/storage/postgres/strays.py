@@ -1,0 +1,36 @@
+"""Looks, now and then, for jobs that wait where nobody may be looking; see queries/stray.sql."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..base import MaintenanceRequest
+from .statements import statement
+
+__all__ = ["Strays"]
+
+_STRAY = statement("stray")
+
+#: Every so many seconds at the most, and a hundredth of the time: while an old snapshot is held, dead entries are walked.
+EVERY, SHARE = 10.0, 100
+
+
+class Strays:
+    """Remembers when to look next."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next = 0.0
+
+    def look(
+        self, fetch: Callable[..., Sequence[tuple[Any, ...]]], request: MaintenanceRequest
+    ) -> Sequence[tuple[str, str, bool]]:
+        """(job type, queue, whether this runner knows the type); nothing when it is not yet time."""
+        begun = self._clock()
+        if begun < self._next:
+            return ()
+        found = fetch(_STRAY, queues=list(request.queues), job_types=list(request.declared))
+        ended = self._clock()
+        self._next = ended + max(EVERY, SHARE * (ended - begun))
+        return [(job_type, queue, known) for job_type, queue, known in found]
