@@ -28,6 +28,7 @@ __all__ = [
     "JobSuperseded",
     "ListenerStateChanged",
     "SessionLost",
+    "SessionStarted",
     "SessionsRescued",
     "Subscription",
     "emit",
@@ -78,6 +79,10 @@ class JobSuperseded(Event, frozen=True, kw_only=True):
     """A job on its way back to waiting met an identical one and made way for it."""
 
     job_id: int
+
+
+class SessionStarted(Event, frozen=True, kw_only=True):
+    """A runner is ready: jobs can be claimed."""
 
 
 class SessionsRescued(Event, frozen=True, kw_only=True):

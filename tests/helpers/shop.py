@@ -146,9 +146,9 @@ class Shop:
                 del sys.modules[name]
         return Ended(result.exit_code, result.stdout, result.stderr)
 
-    def run(self, database_url: str) -> Process:
+    def run(self, database_url: str, *args: str) -> Process:
         process = Process(
-            [sys.executable, "-m", "workers", "run", "--app", "shop:runner"],
+            [sys.executable, "-m", "workers", "run", "--app", "shop:runner", *args],
             cwd=self.directory,
             env=self.environment | {"DATABASE_URL": database_url},
             stdin=subprocess.PIPE,

@@ -18,6 +18,7 @@ from . import logs
 from .app import load, make_runner, takes_database_url
 from .command import Command, show_tracebacks
 from .database import VARIABLE, database_option, resolve
+from .processes import Processes, watched_by_parent
 from .tally import Tally
 
 __all__ = ["JOBS_LEFT", "LOOP_STALLED", "run"]
@@ -28,6 +29,8 @@ LOOP_STALLED = 4
 
 #: Seconds for what is still to be written to logs and Sentry, when the process leaves threads behind.
 _LAST_WORDS = 3.0
+
+_COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 
 _EPILOG = """
 \b
@@ -40,6 +43,9 @@ Exit codes:
   4  a job blocked the event loop for longer than the Runner's loop_stall_limit;
      the log has its name and stack
 
+With --processes the highest code of the processes that were running at the end. Each has a session of its own, and a grace
+of its own; signals are passed on. One that dies is replaced and its jobs are rescued; when none ever got ready, it gives up.
+
 Log lines go to standard error: what became of the jobs of the last second, queue by queue, retries and deaths one by
 one, and with --log-level debug each job. In the code of a job they carry job_id, job_type, queue, attempt and session. An
 application that configures logging itself keeps what it has, unless --log-level or --log-format says otherwise.
@@ -49,6 +55,11 @@ application that configures logging itself keeps what it has, unless --log-level
 @click.command(cls=Command, epilog=_EPILOG)
 @click.option("--app", "spec", metavar="MODULE:ATTR", required=True, help="What to run, see above.")
 @database_option("Given to a function that has a parameter database_url.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 1024),
+    help="Run so many processes, and replace those that die. Default: this one, unwatched.",
+)
 @click.option("--uvloop/--no-uvloop", default=False, help="Use uvloop. Default: no.")
 @click.option(
     "--log-level",
@@ -65,6 +76,7 @@ def run(
     context: click.Context,
     spec: str,
     database_url: str | None,
+    processes: int | None,
     uvloop: bool,
     log_level: str | None,
     log_format: str | None,
@@ -83,6 +95,7 @@ def run(
       workers run --app shop.jobs:runner
       workers run --app shop.jobs:make_runner --database-url embedded:./data
       workers run --app shop.jobs:runner --log-format json --uvloop
+      workers run --app shop.jobs:runner --processes 4
 
     \b
       @asynccontextmanager
@@ -92,6 +105,9 @@ def run(
     """
     if log_level == "debug":
         show_tracebacks(context, True)
+    if processes is not None:
+        logs.configure(log_level, log_format)
+        context.exit(asyncio.run(Processes(processes, _repeated(context)).run()))
     if log_level or log_format:
         logs.configure(log_level, log_format)
     loop_factory = _uvloop() if uvloop else None
@@ -107,11 +123,26 @@ async def _serve(
     async with AsyncExitStack() as stack:
         runner = await make_runner(target, arguments, stack, spec)
         configure_logs()  # now that the application has had its chance
-        with Tally():
+        with Tally(), watched_by_parent():
             unfinished = await runner.run(on_stall=lambda seconds, frames: _leave(LOOP_STALLED))
         if unfinished:
             # leaving the loop in the ordinary way would wait for their threads
             _leave(JOBS_LEFT)
+
+
+def _repeated(context: click.Context) -> list[str]:
+    """What this command was called with, but for --processes."""
+    words = ["run"]
+    for option in context.command.params:
+        name = option.name or ""
+        if name == "processes" or context.get_parameter_source(name) is not _COMMANDLINE:
+            continue
+        value = context.params.get(name, True)
+        if isinstance(option, click.Option) and option.is_flag:
+            words.append((option.opts if value else option.secondary_opts)[0])
+        else:
+            words += [option.opts[0], str(value)]
+    return words
 
 
 def _arguments(
@@ -123,8 +154,7 @@ def _arguments(
                 f"{spec} wants a database: give --database-url or set {VARIABLE}."
             )
         return {"database_url": resolve(database_url)}
-    source = context.get_parameter_source("database_url")
-    if source is click.core.ParameterSource.COMMANDLINE:
+    if context.get_parameter_source("database_url") is _COMMANDLINE:
         raise click.UsageError(
             f"--database-url is for a function with a parameter database_url; {spec} brings its own."
         )

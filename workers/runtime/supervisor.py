@@ -18,6 +18,7 @@ from typing import Any
 
 import anyio
 
+from .. import telemetry
 from ..config import QueueConfig, RunnerConfig
 from ..errors import RunnerError
 from ..registry import Registry
@@ -242,6 +243,7 @@ class Supervisor:
                 watch = EmptyWatch(self._keeper, self.ledger, self.completer, self._claimers)
                 group.start_soon(watch.run, self.shutdown, name="watch-for-empty")
             self.milestones.is_ready()
+            telemetry.emit(telemetry.SessionStarted(session=self.ledger.session))
             session, queues = self.ledger.session, sorted(self._queues)
             logger.info(
                 "runner started: session %d, queues %s", session, queues, extra={"session": session}

@@ -1,0 +1,109 @@
+"""`workers run --processes`: a parent that watches over several, with real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.helpers.running import eventually
+from tests.helpers.shop import Asks, Logs, Shop, Waits, opened_shop
+
+SESSIONS = "SELECT count(*) FROM worker_sessions WHERE alive"
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    with opened_shop(tmp_path) as opened:
+        yield opened
+
+
+def children(conn: psycopg.Connection) -> list[int]:
+    """The process ids of the runners that live, oldest first."""
+    query = b"SELECT split_part(name, ':', 2)::int FROM worker_sessions WHERE alive ORDER BY id"
+    return [pid for (pid,) in conn.execute(query)]
+
+
+async def test_signals_are_passed_on_and_jobs_finish(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """Each child has a session; the first signal drains all, the second one stops their jobs."""
+    Waits.enqueue_batch(conn, [Waits(), Waits()])
+    parent = shop.run(database_url, "--processes", "2")
+    await eventually(conn, SESSIONS, [(2,)])
+    parent.wait_for("waits")
+    parent.send_signal(signal.SIGTERM)
+    parent.wait_for("SIGTERM: passed on to 2 processes")
+    parent.wait_for("finishing the jobs that run")
+    parent.send_signal(signal.SIGTERM)
+    parent.rest()
+    assert parent.returncode == 0
+    rows = conn.execute("SELECT session_id, retries, crashes FROM background_jobs").fetchall()
+    assert rows == [(None, 0, 0)] * 2
+    assert conn.execute(SESSIONS).fetchone() == (0,)
+
+
+async def test_one_that_dies_is_replaced(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """Its jobs run again, in another process; the others are left alone."""
+    parent = shop.run(database_url, "--processes", "2")
+    await eventually(conn, SESSIONS, [(2,)])
+    first, second = children(conn)
+    assert parent.pid not in (first, second)
+    os.kill(first, signal.SIGKILL)
+    parent.wait_for("was ended by SIGKILL; its jobs are rescued, another one follows in 0.5 s")
+    others = f"count(*) FILTER (WHERE name NOT LIKE '%:{first}')"
+    await eventually(conn, f"SELECT {others}, count(*) FROM worker_sessions", [(2, 2)])
+    kept, new = children(conn)
+    assert kept == second
+    assert new not in (first, second)
+    parent.send_signal(signal.SIGINT)
+    parent.rest()
+    assert parent.returncode == 0
+
+
+async def test_children_outlive_a_killed_parent_only_to_finish(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """They see that it is gone, let their jobs finish and end in order."""
+    Asks().enqueue(conn)
+    parent = shop.run(database_url, "--processes", "1")
+    parent.wait_for("asks")
+    parent.kill()
+    parent.wait_for("the process that watches over this one is gone")
+    assert parent.stdin is not None
+    parent.stdin.write("to go on\n")
+    parent.stdin.flush()
+    parent.wait_for("was told to go on")
+    parent.wait_for("runner stopped")
+    await eventually(conn, "SELECT count(*) FROM background_jobs", [(0,)])
+    await eventually(conn, "SELECT count(*) FROM worker_sessions", [(0,)])
+
+
+def test_what_can_not_start_is_not_tried_for_ever(shop: Shop, raw_database_url: str) -> None:
+    code, out, err = shop.call(
+        *("run", "--app", "shop:runner", "--processes", "2"), DATABASE_URL=raw_database_url
+    )
+    assert (code, out) == (1, "")
+    assert "run `workers migrate`" in err
+    assert "before any was ready: giving up" in err
+    assert "Traceback" not in err
+
+
+def test_children_that_end_in_order_are_not_replaced(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """And they are called as the parent was."""
+    Logs.enqueue_batch(conn, [Logs() for _ in range(20)])
+    code, out, err = shop.call(
+        *("run", "--app", "shop:until_empty", "--database-url", database_url, "--processes", "3"),
+        *("--no-uvloop", "--log-format", "json", "--log-level", "debug"),
+    )
+    assert (code, out) == (0, "closed\n" * 3), err
+    assert err.count('"sold to somebody"') == 20
+    assert conn.execute("SELECT count(*) FROM background_jobs").fetchone() == (0,)
