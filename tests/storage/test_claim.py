@@ -252,3 +252,31 @@ async def test_claims_are_forgotten_when_closed(engine: Engine, runner: Runner) 
     await engine.storage.settle(runner.session, [], [9003])
     assert runner.control.claims() == {}
     assert await runner.complete([*third, *fourth]) == set(ids([*third, *fourth]))
+
+
+async def test_a_claim_ends_without_touching_those_of_others(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
+    """Rule 3: tokens are a runner's own numbers, and two runners may use the same."""
+    await engine.storage.enqueue(mails(4))
+    first, second = await runner.take(2, token=7), await other.take(2, token=7)
+    await runner.complete(first[:1])
+    await runner.complete(first[1:], closed=[7])
+    assert engine.claims_of(other.session) == {7: set(ids(second))}
+    await other.settle(second, Release(), closed=[7])
+    assert engine.claims_of(other.session) == {}
+    again = await runner.take(2, token=8)
+    kept = await other.take(token=8)
+    await runner.settle(again, Release(), closed=[8])
+    assert engine.claims_of(other.session) == ({8: set(ids(kept))} if kept else {})
+
+
+async def test_release_of_a_lost_claim_spares_what_was_claimed_again(
+    engine: Engine, runner: Runner
+) -> None:
+    """Rule 2: only what stands under that very token goes back."""
+    await engine.storage.enqueue(mails(1))
+    await runner.settle(await runner.take(token=101), Release())  # the claim's row is still there
+    [job] = await runner.take(token=102)
+    assert await engine.storage.release_claim(runner.session, 101) == 0
+    assert await runner.complete([job]) == {job.id}

@@ -114,6 +114,14 @@ async def test_homed_jobs_get_fresh_positions(engine: Engine, runner: Runner) ->
     assert ids(await runner.take(thorough=False)) == [others[1], homeless]
 
 
+async def test_homed_jobs_of_several_types_keep_their_order(engine: Engine, runner: Runner) -> None:
+    """Rule 6: as if their queue had been in the rows from the beginning."""
+    types = ("mail", "report", "mail", "report")
+    enqueued = await engine.storage.enqueue([mail(queue=None, job_type=name) for name in types])
+    runner.maintain({"mail": "default", "report": "default"})
+    assert ids(await runner.take(types=("mail", "report"))) == enqueued
+
+
 async def test_unknown_types_are_left_alone(engine: Engine, runner: Runner) -> None:
     """Guarantee 7: homeless jobs of types that nobody here knows stay as they are, due ones too."""
     jobs = [

@@ -70,3 +70,13 @@ async def test_a_notification_of_an_unknown_queue_is_nothing(postgres: PostgresE
         postgres.storage.noticed(Wake(queue, 3, 5))
     enqueued = await postgres.storage.enqueue(mails(1))
     assert ids(await runner.take(thorough=False)) == enqueued
+
+
+async def test_what_a_second_scan_finds_is_put_where_it_belongs(postgres: PostgresEngine) -> None:
+    """Rule 5: a priority that nobody has announced is found by the thorough scan that follows, and goes first."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue(mails(2, priority=9))
+    await runner.take(2)  # ended at its limit: of other priorities it saw nothing
+    unheard = await postgres.storage.enqueue(mails(1, priority=12))
+    known = await postgres.storage.enqueue(mails(1, priority=9))
+    assert ids(await runner.take(5, thorough=False)) == [*unheard, *known]

@@ -128,3 +128,14 @@ async def test_requeued_jobs_stand_behind_the_others(engine: Engine, runner: Run
     waiting = await engine.storage.enqueue(mails(2))
     await engine.storage.requeue([dead.id])
     assert ids(await runner.take()) == [*waiting, dead.id]
+
+
+async def test_requeued_jobs_come_in_the_order_of_their_ids(engine: Engine, runner: Runner) -> None:
+    """Rule 5: in whatever order they are named, and died."""
+    await engine.storage.enqueue(mails(5))
+    jobs = await runner.take()
+    for job in (jobs[3], jobs[0], jobs[4], jobs[1], jobs[2]):
+        await runner.settle([job], Bury("over"))
+    named = [jobs[index].id for index in (2, 4, 0, 3, 1)]
+    assert await engine.storage.requeue(named) == ids(jobs)
+    assert ids(await runner.take()) == ids(jobs)

@@ -196,6 +196,19 @@ async def test_several_dead_sessions(engine: Engine, runner: Runner, other: Runn
     assert engine.sessions() == {other.session}
 
 
+async def test_rescued_jobs_stand_behind_the_others_in_order(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
+    """Rules 5 and 8: they are available again, so their positions are new, in the order of their ids."""
+    enqueued = await engine.storage.enqueue(mails(5))
+    for index, job_id in enumerate(enqueued):
+        engine.change(job_id or 0, position=1_000_000 - index)
+    assert ids(await other.take()) == enqueued[::-1]
+    await other.crash()
+    runner.bury()
+    assert ids(await runner.take(suspects=1)) == enqueued
+
+
 async def test_crashes_are_capped(engine: Engine, runner: Runner, other: Runner) -> None:
     """Rule 21: the crash counter ends at its type's largest value."""
     for deduplicated in (False, True):

@@ -1,0 +1,168 @@
+"""Rows that somebody else holds: bulk statements pass them by, and what is still on its way is not taken for gone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+from anyio import to_thread
+from psycopg.types.json import Jsonb
+
+from tests.storage.engines import PostgresEngine, Runner, ids, mail, mails
+from workers.errors import StorageError
+from workers.storage.base import DeadSession
+
+JOB = b"SELECT FROM background_jobs WHERE id = %s FOR UPDATE"
+SESSION = b"SELECT FROM worker_sessions WHERE id = %s FOR UPDATE"
+
+
+@asynccontextmanager
+async def held(conn: psycopg.AsyncConnection, query: bytes, row: int | None) -> AsyncIterator[None]:
+    """In a transaction that has locked a row; whoever waits for it instead of passing it by waits in vain."""
+    async with conn.transaction():
+        await conn.execute(query, [row])
+        with anyio.fail_after(10):
+            yield
+
+
+def suspect(runner: Runner) -> None:
+    """A first sweep. (Moving the time writes to all rows: not while they are locked.)"""
+    runner.maintain()
+    runner.engine.advance(1)
+
+
+def sweep(runner: Runner) -> list[DeadSession]:
+    """The second one, that buries."""
+    runner.maintain()
+    return runner.control.rescue()
+
+
+async def test_staging_passes_by_what_is_locked(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rules 5 and 8: it is staged the next time."""
+    runner = postgres.runner()
+    locked, free = await postgres.storage.enqueue(mails(2, delay=10))
+    postgres.advance(10)
+    async with held(aconn, JOB, locked):
+        await to_thread.run_sync(runner.maintain)
+        assert ids(await runner.take()) == [free]
+    runner.maintain()
+    assert ids(await runner.take()) == [locked]
+
+
+async def test_homing_passes_by_what_is_locked(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rules 5 and 6."""
+    runner = postgres.runner()
+    locked, free = await postgres.storage.enqueue(mails(2, queue=None))
+    async with held(aconn, JOB, locked):
+        await to_thread.run_sync(runner.maintain)
+        assert ids(await runner.take()) == [free]
+    runner.maintain()
+    assert ids(await runner.take()) == [locked]
+
+
+async def test_a_sweep_passes_by_sessions_that_are_locked(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 5: somebody is just renewing or judging it; the next sweep will see."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    await other.crash()
+    suspect(runner)
+    async with held(aconn, SESSION, other.session):
+        assert await to_thread.run_sync(sweep, runner) == []
+    sweep(runner)
+    assert postgres.sessions() == {runner.session}
+
+
+@pytest.mark.parametrize("deduplicated", [False, True])
+async def test_rescue_leaves_what_is_locked_to_the_next_sweep(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection, deduplicated: bool
+) -> None:
+    """Rules 4 and 5: a claim with a row that could not be given back stays, and so does its session."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    locked, free = await postgres.storage.enqueue(mails(2, deduplicated=deduplicated))
+    await other.take(token=7)
+    await other.crash()
+    suspect(runner)
+    async with held(aconn, JOB, locked):
+        [dead] = await to_thread.run_sync(sweep, runner)
+        assert dead.jobs == 1
+        assert postgres.claims_of(other.session) == {7: {locked, free}}
+        assert other.session in postgres.sessions()
+        assert ids(await runner.take(suspects=1)) == [free]
+    [dead] = runner.control.rescue()
+    assert dead.jobs == 1
+    assert postgres.sessions() == {runner.session}
+    assert ids(await runner.take(suspects=1)) == [locked]
+
+
+async def test_a_session_stays_while_a_claim_of_it_is_on_its_way(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 4: what the claim takes is seen by the sweep after it, and is not left behind."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    [job_id] = await postgres.storage.enqueue(mails(1))
+    await other.crash()
+    suspect(runner)
+    async with aconn.transaction():
+        await claim(aconn, other.session)
+        with anyio.fail_after(10):
+            assert await to_thread.run_sync(sweep, runner) == []
+        assert other.session in postgres.sessions()
+    [dead] = sweep(runner)
+    assert (dead.session, dead.jobs) == (other.session, 1)
+    assert postgres.sessions() == {runner.session}
+    assert ids(await runner.take(suspects=1)) == [job_id]
+
+
+async def test_a_session_that_ends_waits_for_its_claim(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 4: a claim that lands while the session is closed is given back with the others, at once."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    [job_id] = await postgres.storage.enqueue(mails(1))
+    async with anyio.create_task_group() as tasks, aconn.transaction():
+        await claim(aconn, runner.session)
+        tasks.start_soon(to_thread.run_sync, runner.control.close)
+        await postgres.wait_blocked()
+    assert postgres.sessions() == {other.session}
+    assert ids(await other.take()) == [job_id]
+
+
+async def test_a_session_that_can_not_give_everything_back_stays(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rules 4 and 26: what is held up by an open transaction is found by the next sweep."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    await postgres.storage.enqueue([mail(1, deduplicated=True), mail(2)])
+    await runner.take(token=7)
+    async with aconn.transaction(force_rollback=True):
+        same = "SELECT workers_enqueue('mail', %s, 'default', deduplicated => true)"
+        await aconn.execute(same, [Jsonb({"number": 1})])
+        assert await to_thread.run_sync(runner.control.close) == 1
+        assert runner.session in postgres.sessions()
+        assert 7 in postgres.claims_of(runner.session)
+    [dead] = other.bury()
+    assert (dead.session, dead.jobs) == (runner.session, 1)
+    assert postgres.sessions() == {other.session}
+
+
+async def test_session_ids_run_out_rather_than_come_again(postgres: PostgresEngine) -> None:
+    """Rule 17: two runners with one id would write on each other's claims."""
+    postgres.conn.execute("SELECT setval('worker_sessions_id_seq', 2147483646)")
+    postgres.runner()
+    with pytest.raises(StorageError, match="maximum value"):
+        postgres.runner()
+
+
+async def claim(conn: psycopg.AsyncConnection[Any], session: int) -> None:
+    """What a claim does, on a connection that has not committed."""
+    query = "SELECT workers_claim(%s, 9, 'default', ARRAY['mail'], 10, NULL, NULL, 0)"
+    await conn.execute(query, [session])
