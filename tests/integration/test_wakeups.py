@@ -13,6 +13,7 @@ from tests.conftest import AsyncPool
 from tests.helpers.running import World, listening_to, running
 from workers import BackgroundJob, StorageUnavailableError
 from workers.runtime import listening, session
+from workers.storage.postgres import hints
 from workers.storage.postgres.listener import PostgresListener
 from workers.telemetry import ListenerStateChanged
 
@@ -156,3 +157,24 @@ def test_another_schema_wakes_nobody(conn: psycopg.Connection) -> None:
     """NOTIFY belongs to the database: the channel carries the schema's name."""
     query = "SELECT workers_channel() = 'workers_' || left(md5(current_schema()), 16)"
     assert conn.execute(query).fetchone() == (True,)
+
+
+async def test_a_late_commit_is_run_on_its_notification(
+    pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 11: it lies behind the hint, and nobody looks there again for a minute."""
+    monkeypatch.setattr(hints, "THOROUGH_SHARE", 1_000_000)
+    world = World()
+    with (
+        listening_to(ListenerStateChanged) as states,
+        psycopg.connect(conn.info.dsn, options=conn.info.options) as late,
+    ):
+        async with running(pool, Note, context=world, poll=60):
+            await states.wait_for(lambda state: state.listening)
+            Note(name="first").enqueue(conn)
+            await soon(world, "first")
+            Note(name="late").enqueue(late)
+            Note(name="second").enqueue(conn)
+            await soon(world, "second")
+            late.commit()
+            await soon(world, "late")

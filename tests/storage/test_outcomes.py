@@ -67,20 +67,20 @@ async def test_empty_batches(engine: Engine, runner: Runner) -> None:
     assert await runner.take(types=()) == []
 
 
+@pytest.mark.parametrize("deduplicated", [False, True])
 async def test_stale_tokens_and_other_sessions(
-    engine: Engine, runner: Runner, other: Runner
+    engine: Engine, runner: Runner, other: Runner, deduplicated: bool
 ) -> None:
     """Guarantee 2, rule 14: a write that does not show the claim's session and token changes nothing."""
-    [job] = await claimed(engine, runner)
-    stale = Settlement(Guard(job.id, job.token + 1000), False, Delete())
+    [job] = await claimed(engine, runner, deduplicated=deduplicated)
     for session, guard in (
-        (runner.session, stale.guard),
+        (runner.session, Guard(job.id, job.token + 1000)),
         (other.session, Guard(job.id, job.token)),
     ):
         assert list(await engine.storage.complete(session, [guard], [])) == []
         for transition in EVERY_TRANSITION:
             settled = await engine.storage.settle(
-                session, [Settlement(guard, False, transition)], []
+                session, [Settlement(guard, deduplicated, transition)], []
             )
             assert list(settled.written) == list(settled.superseded) == []
         assert other.control.release([guard]) == 0

@@ -12,7 +12,8 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.storage.engines import Engine, PostgresEngine, Runner, ids, mail
-from workers.lifecycle import Release
+from workers.errors import StorageUnavailableError
+from workers.lifecycle import Release, Retry
 
 SAME = "SELECT workers_enqueue('mail', %s, 'default', deduplicated => true)"
 
@@ -179,3 +180,19 @@ async def test_identical_jobs_after_a_release(engine: Engine, runner: Runner) ->
     await engine.storage.enqueue([mail(deduplicated=True)])
     await runner.settle(await runner.take(), Release())
     assert await engine.storage.enqueue([mail(deduplicated=True)]) == [None]
+
+
+async def test_one_that_has_to_wait_holds_up_no_other(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 14: a retry that meets an open transaction is tried again later; those of its batch are written."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in (1, 2, 3)])
+    jobs = await runner.take()
+    async with aconn.transaction(force_rollback=True):
+        assert await produce(aconn, 2) is not None
+        with pytest.raises(StorageUnavailableError):
+            await runner.settle(jobs, Retry(0.0, "boom"))
+        assert ids(await runner.take()) == [jobs[0].id, jobs[2].id]
+    settled = await runner.settle(jobs, Retry(0.0, "boom"))
+    assert list(settled.written) == [jobs[1].id]

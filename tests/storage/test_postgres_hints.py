@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import psycopg
+import pytest
 
 from tests.storage.engines import PostgresEngine, ids, mails
 from workers.storage.base import Wake
+from workers.storage.postgres import hints
 
 LATE = "SELECT workers_enqueue('mail', '{}', 'default')"
 
@@ -44,6 +46,38 @@ async def test_a_late_commit_is_found_without_one(
         found = ids(await runner.take(thorough=False))
     assert found == [row[0]]
     assert postgres.now - begun <= 1.5
+
+
+async def test_a_commit_almost_three_seconds_late_is_found_without_a_notification(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 11: by a trailing scan, though thorough ones cost too much to be made now."""
+    monkeypatch.setattr(hints, "THOROUGH_SHARE", 1_000_000)
+    runner = postgres.runner()
+    for thorough in (True, False):
+        await postgres.storage.enqueue(mails(1))
+        assert len(await runner.take(thorough=thorough)) == 1
+    async with aconn.transaction():
+        row = await (await aconn.execute(LATE)).fetchone()
+        assert row is not None
+        for _ in range(3):
+            await postgres.storage.enqueue(mails(2))
+            assert len(await runner.take(thorough=False)) == 2
+            postgres.now += 0.9
+    found: list[int] = []
+    begun = postgres.now
+    while not found:
+        found = ids(await runner.take(thorough=False))
+        assert postgres.now - begun <= 1.5
+    assert found == [row[0]]
+
+
+async def test_only_a_thorough_scan_has_seen_the_whole_queue(postgres: PostgresEngine) -> None:
+    """Rule 11: "empty" is not concluded from a hint."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue(mails(2))
+    assert (await runner.claim(5)).complete
+    assert not (await runner.claim(5, thorough=False)).complete
 
 
 async def test_what_nobody_heard_of_does_not_stay_behind_what_is_heard(

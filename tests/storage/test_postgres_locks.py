@@ -166,3 +166,18 @@ async def claim(conn: psycopg.AsyncConnection[Any], session: int) -> None:
     """What a claim does, on a connection that has not committed."""
     query = "SELECT workers_claim(%s, 9, 'default', ARRAY['mail'], 10, NULL, NULL, 0)"
     await conn.execute(query, [session])
+
+
+async def test_a_lease_is_not_written_every_second(postgres: PostgresEngine) -> None:
+    """Rule 18: only when a third of it is gone, or an idle runner would never stop writing."""
+    runner = postgres.runner()
+    version = "SELECT xmin, lease_until > now() + interval '14 seconds' FROM worker_sessions"
+    before = postgres.conn.execute(version).fetchone()
+    runner.maintain()
+    assert postgres.conn.execute(version).fetchone() == before
+    postgres.advance(6)
+    runner.maintain()
+    after = postgres.conn.execute(version).fetchone()
+    assert before is not None
+    assert after is not None
+    assert (after != before, after[1]) == (True, True)

@@ -15,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mail, mails
-from workers.errors import MigrationError, StorageUnavailableError
+from workers.errors import MigrationError, StorageRejectedError, StorageUnavailableError
 from workers.job import JobState
 from workers.lifecycle import Archive, Bury, Release, Retry
 from workers.storage.postgres.storage import PostgresStorage
@@ -283,3 +283,43 @@ async def test_another_search_path(database_url: str, raw_schema: str, warm_serv
 async def _elsewhere(conn: psycopg.AsyncConnection[Any]) -> None:
     await conn.execute(sql.SQL("SET search_path = pg_catalog"))
     await conn.commit()
+
+
+HARMFUL = {
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "statement_timeout": "50ms",
+    "lock_timeout": "50ms",
+    "idle_in_transaction_session_timeout": "50ms",
+    "transaction_timeout": "50ms",  # since PostgreSQL 17
+}
+FIT = {
+    "default_transaction_isolation": {"read committed"},
+    "default_transaction_read_only": {"off"},
+    "lock_timeout": {"0", "5s"},
+}
+
+
+async def test_what_statements_run_under(database_url: str, conn: psycopg.Connection) -> None:
+    """Rule 17: each setting that would do harm is changed for the checkout, and for the session's own link."""
+    known = [row[0] for row in conn.execute("SELECT name FROM pg_settings")]
+    harmful = {name: value for name, value in HARMFUL.items() if name in known}
+    shown = "SELECT name, current_setting(name) FROM unnest(%(names)s::text[]) AS name"
+    async with PostgresEngine.opened(
+        url_with(database_url, harmful), conn_url=database_url
+    ) as engine:
+        storage: Any = engine.storage
+        control: Any = engine.runner().control
+        names = list(harmful)
+        statements = dict(await storage._checkout.fetch(shown, {"names": names}))
+        for found in (statements, dict(control._fetch(shown, names=names))):
+            for name, value in found.items():
+                assert value in FIT.get(name, {"0", "10s", "30s"}), name
+
+
+async def test_what_the_server_refuses_for_its_limits_is_not_tried_for_ever(
+    postgres: PostgresEngine,
+) -> None:
+    """Rule 14: the driver files it with what may be over soon; a batch must be split instead."""
+    with pytest.raises(StorageRejectedError, match="can't store this"):
+        await postgres.storage._checkout.fetch("SELECT repeat('x', 2000000000)", {})  # type: ignore[attr-defined]

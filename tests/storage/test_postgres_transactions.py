@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from tests.storage.engines import PostgresEngine, Runner, mails
 from workers.errors import StorageRejectedError
 from workers.job import ClaimedJob, JobState
-from workers.lifecycle import Archive, Delete, Transition
+from workers.lifecycle import Archive, Delete, Release, Transition
 from workers.storage.base import Guard, Settlement
 
 
@@ -257,4 +257,46 @@ async def test_a_lost_connection_ends_the_attempt(
         await attempt(killed=True)
     assert effects(postgres) == 0
     await attempt(killed=False)
+    assert effects(postgres) == 1
+
+
+async def test_a_later_claim_is_not_run_by_an_earlier_one(
+    postgres: PostgresEngine, runner: Runner, job: ClaimedJob, transaction: Any
+) -> None:
+    """Rule 16: the row is locked with its token."""
+    await runner.settle([job], Release())
+    [again] = await runner.take()
+    async with transaction(runner, job) as work:
+        assert work is None
+    async with transaction(runner, again) as work:
+        assert work is not None
+
+
+async def test_a_job_that_removes_its_own_row_is_an_error(
+    postgres: PostgresEngine, runner: Runner, job: ClaimedJob, transaction: Any
+) -> None:
+    """Rule 16: nothing of it is committed."""
+
+    async def attempt() -> None:
+        async with transaction(runner, job) as work:
+            await work.execute(INSERT)
+            await work.execute("DELETE FROM background_jobs")
+            await work.finish(Delete())
+
+    with pytest.raises(StorageRejectedError, match="row is gone"):
+        await attempt()
+    assert effects(postgres) == 0
+    assert await runner.complete([job]) == {job.id}
+
+
+async def test_a_connection_that_was_ended_while_idle_is_replaced(
+    postgres: PostgresEngine, runner: Runner, job: ClaimedJob, transaction: Any
+) -> None:
+    """Rule 16: the server's farewell is not the next job's failure."""
+    async with transaction(runner, job) as work:
+        pid = work.run.connection.info.backend_pid
+    postgres.conn.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    async with transaction(runner, job) as work:
+        await work.execute(INSERT)
+        await work.finish(Delete())
     assert effects(postgres) == 1

@@ -209,6 +209,31 @@ async def test_rescued_jobs_stand_behind_the_others_in_order(
     assert ids(await runner.take(suspects=1)) == enqueued
 
 
+@pytest.mark.parametrize("deduplicated", [False, True])
+async def test_what_others_hold_by_now_is_not_rescued(
+    engine: Engine, runner: Runner, other: Runner, deduplicated: bool
+) -> None:
+    """Guarantee 2: a claim's row may still name a job that went back and was claimed again."""
+    await engine.storage.enqueue(mails(1, deduplicated=deduplicated))
+    await other.settle(await other.take(), Release())  # the claim is not closed
+    jobs = await runner.take()
+    await other.crash()
+    assert runner.bury() == []
+    assert await runner.complete(jobs) == set(ids(jobs))
+
+
+async def test_the_lease_is_renewed_when_a_third_of_it_is_gone(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
+    """Rule 18: whoever is late by less than the rest is not taken for dead."""
+    engine.advance(0.4 * LEASE)
+    runner.maintain()
+    for part in (0.55, 0.25):
+        engine.advance(part * LEASE)
+        assert not other.maintain().rescue
+    assert runner.maintain().alive
+
+
 async def test_crashes_are_capped(engine: Engine, runner: Runner, other: Runner) -> None:
     """Rule 21: the crash counter ends at its type's largest value."""
     for deduplicated in (False, True):

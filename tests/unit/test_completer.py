@@ -245,3 +245,65 @@ async def test_it_goes_on_where_it_was_cancelled(bench: Bench) -> None:
     assert bench.store.completed == [[1, 2, 3]]
     assert bench.completer.idle
     assert not bench.ledger
+
+
+async def test_the_last_two_jobs_of_a_claim_in_both_streams(bench: Bench) -> None:
+    """Neither write knows that it is the last: the claim is forgotten afterwards."""
+    done, retried = bench.claim(1, 2)
+    bench.store.gate.clear()
+    async with bench.running():
+        bench.completer.completed(done)
+        bench.completer.ended(retried, Retry(1.0, "no"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        bench.store.gate.set()
+        async with asyncio.timeout(PATIENCE):
+            while not bench.store.forgotten:
+                await asyncio.sleep(0)
+    assert bench.store.forgotten == [(1, 1)]
+    assert not bench.ledger
+
+
+async def test_a_write_that_was_cancelled_may_have_gone_through(bench: Bench) -> None:
+    """Rule 14: started again, what it does not find is done already."""
+    (job,) = bench.claim(1)
+    bench.store.gate.clear()
+    stream = bench.completer._done
+    task = asyncio.create_task(stream.run())
+    bench.completer.completed(job)
+
+    async def interrupted(*args: Any) -> list[int]:
+        bench.store.gone = {1}
+        raise asyncio.CancelledError
+
+    store: Any = bench.store
+    complete, store.complete = store.complete, interrupted
+    await asyncio.wait([task])
+    assert task.cancelled()
+    store.complete = complete
+    bench.store.gate.set()
+    async with bench.running():
+        pass
+    assert bench.completer.fenced == 0
+    assert bench.completer.idle
+
+
+async def test_a_refused_batch_may_have_been_written_in_part(bench: Bench) -> None:
+    """Rule 14: of several kinds, those before the refused one are; their second write finds nothing."""
+    jobs = bench.claim(1, 2)
+    settle = bench.store.settle
+
+    async def in_part(
+        session: int, settlements: Sequence[Settlement], closed: Collection[int]
+    ) -> Settled:
+        if len(settlements) == 2:
+            bench.store.gone = {1}
+            raise StorageRejectedError("bad data")
+        return await settle(session, settlements, closed)
+
+    bench.store.settle = in_part  # type: ignore[method-assign]
+    async with bench.running():
+        for job in jobs:
+            bench.completer.ended(job, Release())
+    assert bench.completer.fenced == 0
+    assert not bench.ledger

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workers.runtime.failure import MAX_ERROR, describe, storable
 
 
 @given(st.text(st.characters(codec=None), max_size=50))
+@example("half a pair \ud83d, and a NUL \x00")
 def test_any_text_can_be_stored(text: str) -> None:
     """No NUL, no lone surrogates; what was fine stays as it is."""
     stored = storable(text)

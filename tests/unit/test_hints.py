@@ -128,6 +128,16 @@ def test_a_trailing_scan_starts_where_the_hint_stood(claims: Claims) -> None:
         assert step < 6 or start > 100
 
 
+def test_a_trailing_scan_is_not_ahead_of_the_hint(claims: Claims) -> None:
+    """Rule 11: where a notification has pulled it back to since."""
+    claims.now += TRAIL_EVERY
+    claims.scan(*jobs(500))
+    claims.hints.noticed(0, 2)
+    claims.now += TRAIL_EVERY
+    plan, _ = claims.scan()
+    assert plan == Plan(ScanKind.TRAILING, [5, 0], [10, 2])
+
+
 def test_a_cut_trailing_scan_sets_the_hint_back(claims: Claims) -> None:
     """Rule 11: when a scan behind the hint ends at its limit, more may wait between its end and the hint."""
     claims.scan(*jobs(500))
@@ -170,6 +180,14 @@ def test_sixteen_priorities_have_a_hint() -> None:
         claims.scan(*jobs(priority + 1, priority=priority), took=10.0)
     plan, _ = claims.scan()
     assert plan.priorities == list(range(19, 19 - MAX_PRIORITIES, -1))
+
+
+def test_the_hint_that_was_used_longest_ago_makes_way() -> None:
+    """Rule 10: not the one that was known first."""
+    claims = Claims()
+    for priority in (*range(MAX_PRIORITIES), 0, 99):
+        claims.scan(*jobs(priority + 1, priority=priority), took=10.0)
+    assert claims.scan()[0].priorities == [99, *range(MAX_PRIORITIES - 1, 1, -1), 0]
 
 
 def test_hints_of_used_priorities_stay() -> None:
