@@ -296,7 +296,7 @@ HARMFUL = {
 FIT = {
     "default_transaction_isolation": {"read committed"},
     "default_transaction_read_only": {"off"},
-    "lock_timeout": {"0", "5s"},
+    "lock_timeout": {"0", "2s", "5s"},
 }
 
 

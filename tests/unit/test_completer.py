@@ -258,7 +258,7 @@ async def test_the_last_two_jobs_of_a_claim_in_both_streams(bench: Bench) -> Non
             await asyncio.sleep(0)
         bench.store.gate.set()
         async with asyncio.timeout(PATIENCE):
-            while not bench.store.forgotten:
+            while not bench.store.forgotten:  # noqa: ASYNC110 - a store of its own
                 await asyncio.sleep(0)
     assert bench.store.forgotten == [(1, 1)]
     assert not bench.ledger
