@@ -158,5 +158,5 @@ def emit(event: Event) -> None:
     for callback in _subscribers.get(type(event), ()):
         try:
             callback(event)
-        except Exception:
+        except BaseException:  # a subscriber must not cost the runner more than its own event
             logger.exception("a telemetry subscriber failed", extra={"event": type(event).__name__})

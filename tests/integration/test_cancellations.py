@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -218,3 +219,57 @@ async def test_a_worker_is_replaced_when_a_job_leaves_a_cancelled_scope_behind(
             getattr(scope, "_tasks").clear()  # noqa: B009 - private
     assert world.seen == list(range(5))
     assert "its worker is replaced" in caplog.text
+
+
+LEAKS: dict[str, Callable[[], Any]] = {
+    "a timeout": lambda: asyncio.timeout(0.05).__aenter__(),
+    "a scope": lambda: anyio.move_on_after(0.05).__enter__(),
+    "a call": lambda: asyncio.get_running_loop().call_later(0.05, me().cancel),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+async def test_what_one_job_leaves_open_is_not_anothers_failure(
+    pool: AsyncPool, conn: psycopg.Connection, leak: str
+) -> None:
+    """It strikes while the next job of the same worker runs: that one is given back, and runs again elsewhere."""
+
+    class Leaky(BackgroundJob[World]):
+        how: str
+
+        async def run(self, ctx: World) -> None:
+            left = LEAKS[self.how]()
+            if asyncio.iscoroutine(left):
+                await left
+
+    class Innocent(BackgroundJob[World]):
+        max_attempts = 1
+        how: str = ""
+
+        async def run(self, ctx: World) -> None:
+            ctx.note("begun")
+            if len(ctx.seen) == 1:
+                await asyncio.sleep(10)  # until it is cancelled, or finds out that it is not
+            ctx.note("done")
+
+    conn.execute("SELECT 1")
+    with conn.transaction():
+        Leaky(how=leak).enqueue(conn)
+        Innocent().enqueue(conn)
+    world = World()
+    await drain(pool, Leaky, Innocent, context=world, workers=1)
+    assert world.seen == ["begun", "begun", "done"]
+    assert conn.execute(ROWS).fetchall() == []
+    assert conn.execute("SELECT count(*) FROM dead_jobs").fetchone() == (0,)
+
+
+async def test_a_job_that_cancels_itself_is_counted_in_the_end(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """It is believed once that it was another one's doing, not for ever."""
+    Good.enqueue_batch(conn, [Good(number=number) for number in range(3)])
+    CancelItself(how="and awaits").enqueue(conn)
+    world = World()
+    await drain(pool, Good, CancelItself, context=world, workers=1)
+    assert world.seen == [0, 1, 2, "and awaits", "and awaits"]
+    assert [(retries, error) for _, retries, error in conn.execute(ROWS)] == [(1, WORDS)]

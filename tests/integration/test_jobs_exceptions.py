@@ -12,8 +12,11 @@ import pytest
 
 from tests.conftest import AsyncPool
 from tests.helpers.running import World, drain, eventually, running
-from workers import BackgroundJob, InvalidJobError
+from workers import BackgroundJob, Cancel, Discard, InvalidJobError, JobState, Snooze
 from workers.runtime.failure import MAX_ERROR
+from workers.runtime.job_log import job_logger
+from workers.storage import open_storage
+from workers.telemetry import JobFinished, subscribe
 
 
 class Odd(BaseException):
@@ -44,6 +47,43 @@ class Endless(Exception):  # noqa: N818
         self.__cause__ = self
 
 
+class Classless(Exception):  # noqa: N818
+    """Says nothing of what it is, not even to isinstance."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise RuntimeError("no class for you")
+
+
+class Closed(Exception):  # noqa: N818
+    """Can be asked for nothing at all."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("no attributes")
+
+
+class NoReason(Cancel):
+    """Raises when it is asked why."""
+
+    @property
+    def reason(self) -> str:
+        raise SystemExit("no reason")
+
+    @reason.setter
+    def reason(self, value: str) -> None: ...
+
+
+class NoSeconds(Snooze):
+    """Raises when it is asked for how long."""
+
+    @property
+    def seconds(self) -> float:
+        raise KeyboardInterrupt
+
+    @seconds.setter
+    def seconds(self, value: float) -> None: ...
+
+
 def deep() -> BaseException:
     try:
         return deep()
@@ -70,6 +110,9 @@ RAISED: dict[str, tuple[Callable[[], BaseException], str]] = {
     "many_lines": (lambda: ValueError("x\n" * 200_000), "x\n"),
     "recursion": (deep, "RecursionError"),
     "unprintable_args": (lambda: ValueError(Mute()), "ValueError"),
+    "classless": (Classless, "Classless"),
+    "closed": (Closed, "Closed"),
+    "no_seconds": (lambda: NoSeconds(1), "NoSeconds"),
     "invalid_job": (lambda: InvalidJobError("a job it wanted to enqueue"), "a job it wanted"),
 }
 ERRORS = "SELECT data->>'what', retries, last_error FROM background_jobs"
@@ -183,14 +226,20 @@ async def test_the_stored_error_begins_with_the_code_of_the_job(
 
 
 async def test_a_generator_is_no_job(pool: AsyncPool, conn: psycopg.Connection) -> None:
-    """`yield` in `run` means that nothing runs; that is a failure, not a success."""
+    """Nobody would run it; that is a failure, not a success. (With `yield` in `run` itself the class is refused.)"""
 
     class Lazy(BackgroundJob[Any]):
-        async def run(self, ctx: Any) -> Any:
+        def run(self, ctx: Any) -> Any:
+            return self.work()
+
+        async def work(self) -> Any:
             yield 1
 
     class LazyInThread(BackgroundJob[Any]):
         def run(self, ctx: Any) -> Any:
+            return self.work()
+
+        def work(self) -> Any:
             yield 1
 
     Lazy().enqueue(conn)
@@ -198,3 +247,54 @@ async def test_a_generator_is_no_job(pool: AsyncPool, conn: psycopg.Connection) 
     await drain(pool, Lazy, LazyInThread)
     rows = conn.execute("SELECT retries, last_error LIKE '%contains `yield`%' FROM background_jobs")
     assert rows.fetchall() == [(1, True), (1, True)]
+
+
+async def test_a_job_that_steers_with_texts_that_misbehave(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """It is still cancelled, or discarded; why is all that can't be said."""
+
+    class Steers(BackgroundJob[World]):
+        how: str
+
+        async def run(self, ctx: World) -> None:
+            raise NoReason() if self.how == "cancel" else Discard(Leaver())  # type: ignore[arg-type]
+
+    steers = Steers.enqueue_batch(conn, [Steers(how=how) for how in ("cancel", "discard")])
+    Good(number=1).enqueue(conn)
+    world = World()
+    await drain(pool, Steers, Good, context=world, workers=1)
+    assert world.seen == [1]
+    async with open_storage(pool) as storage:
+        ended = [await storage.find(job_id or 0) for job_id in steers]
+    assert [record and record.state for record in ended] == [JobState.CANCELLED, JobState.DEAD]
+    assert all(record and "text can't be had" in (record.reason or "") for record in ended)
+
+
+async def test_a_log_filter_that_raises_costs_no_runner(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """Nor does it cost the job its outcome."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise ZeroDivisionError
+
+    Raise(what="value_error").enqueue(conn)
+    job_logger.addFilter(refuse)
+    try:
+        await drain(pool, Raise, Good, context=World())
+    finally:
+        job_logger.removeFilter(refuse)
+    assert conn.execute("SELECT retries FROM background_jobs").fetchall() == [(1,)]
+
+
+async def test_a_subscriber_that_ends_programs_costs_no_runner(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    def leave(event: JobFinished) -> None:
+        raise SystemExit
+
+    Good(number=1).enqueue(conn)
+    with subscribe(leave, JobFinished):
+        await drain(pool, Good, context=World())
+    assert conn.execute("SELECT count(*) FROM background_jobs").fetchone() == (0,)

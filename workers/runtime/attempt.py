@@ -25,8 +25,10 @@ class Attempt:
         "cancellable",
         "deadline",
         "finishing",
+        "fresh",
         "job",
         "scope",
+        "spoiled",
         "started",
         "stopped",
         "task",
@@ -35,12 +37,22 @@ class Attempt:
     )
 
     def __init__(
-        self, job: ClaimedJob, job_type: JobType, task: asyncio.Task[Any], started: float
+        self,
+        job: ClaimedJob,
+        job_type: JobType,
+        task: asyncio.Task[Any],
+        started: float,
+        *,
+        fresh: bool = True,
     ) -> None:
         self.job = job
         self.type = job_type
         self.task = task
         self.started = started
+        #: Whether it is the first one in its task: no other job can have left anything behind there.
+        self.fresh = fresh
+        #: A cancellation came that nobody had asked for: the task is not fit for others.
+        self.spoiled = False
         self.deadline = None if job_type.timeout is None else started + job_type.timeout
         #: False while its code is in a thread, or its transaction is being committed.
         self.cancellable = job_type.is_async

@@ -21,32 +21,24 @@ from anyio import CapacityLimiter
 
 from .. import telemetry
 from ..current import CurrentJob, current
-from ..errors import Cancel, Discard, InvalidJobError, Snooze, StorageUnavailableError
+from ..errors import InvalidJobError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..job_type import JobType
 from ..lifecycle import (
-    Cancelled,
     Completed,
-    Crashed,
-    Discarded,
-    Failed,
     Interrupted,
     Outcome,
-    Snoozed,
     Transition,
     decide,
 )
 from ..storage.base import Guard, Settlement, Storage
 from .attempt import Attempt, Fenced
 from .driving import Driven, as_coroutine, come_clean
-from .failure import describe, storable
+from .verdict import Stopped, TooManyCrashes, Undecodable, outcome_of
 
 __all__ = ["Executor", "ThreadJobs"]
 
 logger = logging.getLogger("workers")
-
-#: Seconds until a transactional job is tried again for which the store could begin no transaction. Nothing is counted.
-_NO_TRANSACTION_WAIT = 5.0
 
 #: Seconds between the tries to find out whether a transaction was committed.
 _COMMIT_PAUSES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -73,6 +65,7 @@ class Executor:
         self._limiter = CapacityLimiter(num_workers)
         self._threads = threads
         self._is_closing = is_closing
+        self._doubted: set[int] = set()
 
     async def run(self, attempt: Attempt, session: int) -> tuple[Outcome | None, Transition | None]:
         """Run `attempt`: its outcome and what to write; (None, None) when the job is somebody else's by now.
@@ -90,19 +83,31 @@ class Executor:
             await self._call(attempt, payload, self._enter(attempt, session))
             outcome = attempt.verdict() or Completed()
         except BaseException as error:
-            outcome = self._outcome_of(error, attempt)
+            outcome = outcome_of(error, attempt, closing=self._is_closing())
+            if attempt.spoiled and self._is_innocent(attempt):
+                outcome = Interrupted("a cancellation that another job left behind")
         if isinstance(outcome, Fenced):
             return None, None
         return outcome, decide(job, outcome, job_type.policy)
 
+    def _is_innocent(self, attempt: Attempt) -> bool:
+        """Whether to believe that the cancellation which ended the attempt was not its own doing: once for each job, and
+        not where no other job ran before in the same task. A scope or a timeout that is left open strikes later."""
+        job_id = attempt.job.id
+        if attempt.fresh or job_id in self._doubted:
+            self._doubted.discard(job_id)
+            return False
+        self._doubted.add(job_id)
+        return True
+
     def _prepare(self, job: ClaimedJob, job_type: JobType) -> Any:
         """Decode the payload, one job on its own: a bad row ends as a dead letter and harms nobody else."""
         if job.crashes and job.crashes >= job_type.policy.max_crashes:
-            raise _TooManyCrashes
+            raise TooManyCrashes
         try:
             return job_type.codec.decode(job.data)
         except InvalidJobError as error:  # which the job's own code may raise as well
-            raise _Undecodable(str(error)) from None
+            raise Undecodable(str(error)) from None
 
     def _enter(self, attempt: Attempt, session: int, connection: Any = None) -> Context:
         """A context of its own for the job's code."""
@@ -126,7 +131,7 @@ class Executor:
             attempt.cancellable = True
             if attempt.stopped is not None:
                 result.close()
-                raise _Stopped
+                raise Stopped
         # most jobs that return at once need no more than this
         try:
             waited_for = scope.run(result.send, None)
@@ -223,53 +228,10 @@ class Executor:
     @staticmethod
     def _finishing(attempt: Attempt) -> Settlement:
         if attempt.verdict() is not None:  # nothing of it may be committed
-            raise _Stopped
+            raise Stopped
         job = attempt.job
         transition = decide(job, Completed(), attempt.type.policy)
         return Settlement(Guard(job.id, job.token), job.deduplicated, transition)
-
-    def _outcome_of(self, error: BaseException, attempt: Attempt) -> Outcome | Fenced:
-        """What an exception means. A job that was stopped may still say what shall become of it, not that it failed."""
-        verdict = attempt.verdict()
-        if isinstance(verdict, Fenced):
-            return verdict
-        match error:
-            case Fenced():
-                return error
-            # classes derived from them may have forgotten to initialise them
-            case Cancel():
-                return Cancelled(_storable(getattr(error, "reason", "")))
-            case Discard():
-                reason = _storable(getattr(error, "reason", "")) or "discarded by the job"
-                return Discarded(reason, describe(error))
-            case Snooze(seconds=float(delay)):
-                return Snoozed(delay)
-            case _TooManyCrashes():
-                return Crashed()
-            case _Undecodable():
-                return Discarded(_storable(str(error)), None)
-        if verdict is not None:
-            return verdict
-        match error:
-            case StorageUnavailableError() if attempt.scope is None:
-                return Snoozed(_NO_TRANSACTION_WAIT)
-            case asyncio.CancelledError() if self._is_closing():
-                return Interrupted("the event loop is closing")
-            case asyncio.CancelledError():
-                return Failed("the job cancelled the task it ran in", error)
-        return Failed(describe(error), error)
-
-
-class _TooManyCrashes(Exception):  # noqa: N818
-    """Raised before a job that killed its process too often would run again."""
-
-
-class _Undecodable(Exception):  # noqa: N818
-    """Raised before a job that can't be decoded would run."""
-
-
-class _Stopped(Exception):  # noqa: N818
-    """Raised where a stopped job would have gone on, or committed."""
 
 
 def _is_awaitable(result: Any) -> TypeGuard[Awaitable[Any]]:
@@ -279,10 +241,3 @@ def _is_awaitable(result: Any) -> TypeGuard[Awaitable[Any]]:
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         raise TypeError("`run` contains `yield`, so that calling it runs nothing of it")
     return False
-
-
-def _storable(reason: Any) -> str:
-    try:
-        return storable(str(reason))
-    except Exception:
-        return f"(a {type(reason).__name__} whose text can't be had)"

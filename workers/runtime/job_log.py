@@ -5,7 +5,9 @@ The logger `workers.jobs` is their own, so that they can be filtered, or counted
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from typing import Any
 
 from ..job import ClaimedJob
 from ..lifecycle import Archive, Bury, Completed, Failed, Outcome, Retry, Transition
@@ -29,19 +31,13 @@ def fields(job: ClaimedJob, session: int) -> dict[str, object]:
 def log_start(job: ClaimedJob, session: int) -> None:
     """At DEBUG."""
     if job_logger.isEnabledFor(logging.DEBUG):
-        text = "job %d (%s) started"
-        job_logger.debug(text, job.id, job.job_type, extra=fields(job, session))
+        _log(logging.DEBUG, job, "started", fields(job, session))
 
 
 def log_overrun(job: ClaimedJob, session: int, timeout: float) -> None:
     """Its time is over, and nothing can be done about it: a warning, while it goes on."""
-    job_logger.warning(
-        "job %d (%s) is past its timeout of %g s; a thread can't be stopped, so it keeps its worker until it returns",
-        job.id,
-        job.job_type,
-        timeout,
-        extra=fields(job, session),
-    )
+    text = f"is past its timeout of {timeout:g} s; a thread can't be stopped, so it keeps its worker until it returns"
+    _log(logging.WARNING, job, text, fields(job, session))
 
 
 def log_end(
@@ -77,11 +73,23 @@ def log_end(
 
 
 def _log(
-    level: int, job: ClaimedJob, text: str, extra: dict[str, object], cause: BaseException | None
+    level: int,
+    job: ClaimedJob,
+    text: str,
+    extra: dict[str, object],
+    cause: BaseException | None = None,
 ) -> None:
-    message = "job %d (%s) %s"
+    """Never raises: neither for an exception that misbehaves when it is shown, nor for a filter that does."""
+    for exc_info in (_info(cause), None):
+        with contextlib.suppress(BaseException):
+            job_logger.log(
+                level, "job %d (%s) %s", job.id, job.job_type, text, extra=extra, exc_info=exc_info
+            )
+            return
+
+
+def _info(cause: BaseException | None) -> tuple[Any, Any, Any] | None:
     try:
-        info = (type(cause), cause, cause.__traceback__) if cause is not None else None
-        job_logger.log(level, message, job.id, job.job_type, text, extra=extra, exc_info=info)
-    except BaseException:  # an exception whose __str__, __cause__ or class misbehaves
-        job_logger.log(level, message, job.id, job.job_type, text, extra=extra)
+        return (type(cause), cause, cause.__traceback__) if cause is not None else None
+    except BaseException:
+        return None

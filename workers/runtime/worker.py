@@ -55,7 +55,7 @@ class Worker:
         """Work until the queue is closed, or until a job has made this task unfit for others."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
-        queue, slice_end = self._queue, 0.0
+        queue, slice_end, fresh = self._queue, 0.0, True
         while True:
             # a cancellation that a job left behind, or that came while none ran here, is not the next one's
             if task.cancelling():
@@ -71,20 +71,26 @@ class Worker:
                     await queue.wait()
                 slice_end = time.monotonic() + _SLICE
                 continue
-            await self._work(job, task)
+            if not await self._work(job, task, fresh):
+                logger.warning(
+                    "a job ended by a cancellation that nobody asked for: its worker is replaced"
+                )
+                return
+            fresh = False
             if time.monotonic() >= slice_end:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(0)
                 slice_end = time.monotonic() + _SLICE
 
-    async def _work(self, job: ClaimedJob, task: asyncio.Task[None]) -> None:
+    async def _work(self, job: ClaimedJob, task: asyncio.Task[None], fresh: bool) -> bool:
+        """Run one job; False: this task is not fit for another one."""
         session = self._ledger.session_of(job.token)
         started = time.monotonic()
         job_type = self._registry.get(job.job_type)
         if job_type is None:  # claims are filtered by type: never touch what is not known
             self._completer.ended(job, Release())
-            return
-        attempt = Attempt(job, job_type, task, started)
+            return True
+        attempt = Attempt(job, job_type, task, started, fresh=fresh)
         running = self._queue.running
         running.add(attempt)
         timer = None if attempt.deadline is None else _Timer(attempt, session)
@@ -101,7 +107,7 @@ class Worker:
         self._queue.demand.ran(duration)
         if outcome is None or transition is None:  # the job is somebody else's by now
             self._completer.dropped(job)
-            return
+            return not attempt.spoiled
         if attempt.written:
             self._completer.dropped(job)
         elif type(transition) is Delete:
@@ -109,6 +115,7 @@ class Worker:
         else:
             self._completer.ended(job, transition)
         self._report(attempt, session, outcome, transition, duration)
+        return not attempt.spoiled
 
     def _report(
         self,

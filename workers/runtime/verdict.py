@@ -1,0 +1,85 @@
+"""What it means that an attempt ended by an exception, whatever that exception does when somebody looks at it.
+
+Its class decides, by type(): an exception may lie about `__class__`, or raise when it is asked for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ..errors import Cancel, Discard, Snooze, StorageUnavailableError
+from ..lifecycle import Cancelled, Crashed, Discarded, Failed, Interrupted, Outcome, Snoozed
+from .attempt import Attempt, Fenced
+from .failure import describe, storable
+
+__all__ = ["Stopped", "TooManyCrashes", "Undecodable", "outcome_of"]
+
+#: Seconds until a job is tried again whose code could not begin, for want of a transaction. Nothing is counted.
+_NOT_BEGUN_WAIT = 5.0
+
+
+class TooManyCrashes(Exception):  # noqa: N818
+    """Raised before a job that killed its process too often would run again."""
+
+
+class Undecodable(Exception):  # noqa: N818
+    """Raised before a job that can't be decoded would run."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """Raised where a stopped job would have gone on, or committed."""
+
+
+def outcome_of(error: BaseException, attempt: Attempt, *, closing: bool) -> Outcome | Fenced:
+    """The outcome of an attempt that raised `error`. `closing`: the event loop is. Raises nothing.
+
+    Sets `attempt.spoiled` for a cancellation that nobody here asked for.
+    """
+    try:
+        return _outcome_of(error, attempt, closing)
+    except BaseException:
+        return Failed(describe(error), error)
+
+
+def _outcome_of(error: BaseException, attempt: Attempt, closing: bool) -> Outcome | Fenced:
+    """A job that was stopped may still say what shall become of it, not that it failed."""
+    kind, verdict = type(error), attempt.verdict()
+    if isinstance(verdict, Fenced):
+        return verdict
+    if issubclass(kind, Fenced):
+        return Fenced()
+    # classes derived from these may have forgotten to initialise them
+    if issubclass(kind, Cancel):
+        return Cancelled(_text_of(error, "reason"))
+    if issubclass(kind, Discard):
+        reason = _text_of(error, "reason") or "discarded by the job"
+        return Discarded(reason, describe(error))
+    if issubclass(kind, Snooze) and isinstance(delay := getattr(error, "seconds", None), float):
+        return Snoozed(delay)
+    if issubclass(kind, TooManyCrashes):
+        return Crashed()
+    if issubclass(kind, Undecodable):
+        return Discarded(_text_of(error), None)
+    not_begun = attempt.scope is None
+    if verdict is not None:
+        return Snoozed(_NOT_BEGUN_WAIT) if not_begun and isinstance(verdict, Failed) else verdict
+    if not_begun and issubclass(kind, StorageUnavailableError):
+        return Snoozed(_NOT_BEGUN_WAIT)
+    if issubclass(kind, asyncio.CancelledError):
+        if closing:
+            return Interrupted("the event loop is closing")
+        attempt.spoiled = attempt.task.cancelling() > 0
+        return Failed("the job cancelled the task it ran in", error)
+    return Failed(describe(error), error)
+
+
+def _text_of(error: BaseException, attribute: str | None = None) -> str:
+    """The error, or one of its attributes, as text that can be stored; empty where there is none."""
+    found: Any = error
+    try:
+        if attribute is not None:
+            found = getattr(error, attribute, "")
+        return storable(str(found))
+    except BaseException:
+        return f"(a {type(found).__name__} whose text can't be had)"
