@@ -119,14 +119,43 @@ async def test_rescue_of_twins_of_two_sessions(
 
 
 async def test_rescue_onto_a_waiting_job(engine: Engine, runner: Runner, other: Runner) -> None:
-    """Rule 26: a rescued job makes way like any other."""
+    """Rules 20 and 26: a rescued job makes way like any other, but its crash is not forgotten with it."""
     [lost] = await twins(engine, runner)
     [waiting] = await engine.storage.enqueue([mail(1, deduplicated=True)])
     await runner.crash()
     other.bury()
     assert await engine.storage.find(lost.id) is None
-    assert ids(await other.take()) == [waiting]
-    assert await other.take(suspects=5) == []
+    assert await other.take() == []
+    [job] = await other.take(suspects=5)
+    assert (job.id, job.crashes) == (waiting, 1)
+
+
+async def test_crashes_add_up_over_identical_jobs(engine: Engine, other: Runner) -> None:
+    """Rule 20: each one is enqueued again while it runs, as by a clock, and kills its process."""
+    [first] = await engine.storage.enqueue([mail(1, deduplicated=True)])
+    for crashes in range(3):
+        runner = engine.runner()
+        [job] = await runner.take(suspects=5 if crashes else 0)
+        assert job.crashes == crashes
+        [again] = await engine.storage.enqueue([mail(1, deduplicated=True)])
+        assert again is not None
+        await runner.crash()
+        other.bury()
+    [job] = await other.take(suspects=5)
+    assert (job.id, job.crashes) == (again, 3)
+    assert first != job.id
+
+
+async def test_twins_that_come_back_together_keep_the_higher_count(
+    engine: Engine, runner: Runner, other: Runner
+) -> None:
+    """Rules 20 and 26."""
+    first, second = await twins(engine, runner, runner)
+    engine.change(second.id, crashes=4)
+    await runner.crash()
+    other.bury()
+    [job] = await other.take(suspects=9)
+    assert (job.id, job.crashes) == (first.id, 5)
 
 
 async def test_close_and_release_with_twins(engine: Engine, runner: Runner, other: Runner) -> None:

@@ -179,7 +179,9 @@ class Tables:
         for row in given:
             if crashed:
                 row.crashes = min(row.crashes + 1, MAX_CRASHES)
-            self.wait(row)
+            if not self.wait(row) and crashed:
+                twin = self.rows[self._waiting[row.identity]]
+                twin.crashes = max(twin.crashes, row.crashes)
         self.announce(given)
         return len(given)
 

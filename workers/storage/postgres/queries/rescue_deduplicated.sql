@@ -1,4 +1,6 @@
 -- The same for deduplicated jobs: taken out and put back, or superseded. See wait_deduplicated.sql. `only`: this job alone.
+-- A crash is the work's, not the row's: the identical job that stays takes over the count, or a job that kills its process
+-- and is enqueued again while it runs would never be found. (Not one that a producer's transaction holds: that would wait.)
 WITH claim AS MATERIALIZED (
     SELECT claim.session_id, claim.token, unnest(claim.ids) AS id
     FROM worker_sessions AS session JOIN worker_claims AS claim ON claim.session_id = session.id
@@ -13,14 +15,25 @@ WITH claim AS MATERIALIZED (
     FOR UPDATE OF job SKIP LOCKED
 ), gone AS (
     DELETE FROM background_jobs AS job WHERE job.id = ANY(ARRAY(SELECT id FROM lost)) RETURNING job.*
+), guilty AS MATERIALIZED (
+    SELECT *, least(max(crashes) OVER (PARTITION BY key), 32766) + 1 AS after
+    FROM (SELECT *, workers_dedup_key(job_type, data, priority) AS key FROM gone) AS keyed
+), twin AS MATERIALIZED (
+    SELECT job.id, job.dedup_key AS key
+    FROM background_jobs AS job
+    WHERE job.dedup_key = ANY(ARRAY(SELECT key FROM guilty))
+    FOR UPDATE SKIP LOCKED
+), marked AS (
+    UPDATE background_jobs AS job
+    SET crashes = greatest(job.crashes, guilty.after)
+    FROM twin JOIN (SELECT DISTINCT key, after FROM guilty) AS guilty ON guilty.key = twin.key
+    WHERE job.id = twin.id AND job.id = ANY(ARRAY(SELECT id FROM twin))
 ), back AS (
     INSERT INTO background_jobs AS job (
         id, job_type, data, retries, last_retry, created_at, priority, crashes, deduplicated, queue, dedup_key, last_error
     )
-    SELECT
-        id, job_type, data, retries, last_retry, created_at, priority, least(crashes, 32766) + 1, true, queue,
-        workers_dedup_key(job_type, data, priority), last_error
-    FROM gone
+    SELECT id, job_type, data, retries, last_retry, created_at, priority, after, true, queue, key, last_error
+    FROM guilty
     ORDER BY id
     ON CONFLICT (dedup_key) WHERE dedup_key IS NOT NULL DO NOTHING
     RETURNING job.id, job.queue, job.priority, job.position
