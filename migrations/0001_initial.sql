@@ -9,6 +9,8 @@
 --                                      available  run_at IS NULL
 --                                      scheduled  run_at IS NOT NULL, retries = 0
 --                                      retryable  run_at IS NOT NULL, retries > 0
+-- data         bounded as it is written out, which is how claims fetch it: 1e131000 is a few bytes in here and 131,000 there,
+--              and one row that can't be written out would fail every claim that meets it
 -- retries      attempts that failed; counted when an outcome is written
 -- position     the order within a priority: drawn at insert, and anew whenever the row becomes available again, so that a
 --              scan which starts where the last one ended does not miss it
@@ -19,7 +21,7 @@ CREATE SEQUENCE background_jobs_position_seq AS bigint;
 CREATE TABLE background_jobs (
     id           bigserial   PRIMARY KEY,
     job_type     text        NOT NULL CHECK (octet_length(job_type) BETWEEN 1 AND 400),
-    data         jsonb       NOT NULL CHECK (pg_column_size(data) <= 16777216),
+    data         jsonb       NOT NULL CHECK (octet_length(data::text) <= 16777216),
     retries      integer     NOT NULL DEFAULT 0,
     last_retry   timestamptz NOT NULL DEFAULT now(),
     created_at   timestamptz NOT NULL DEFAULT now(),

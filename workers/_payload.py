@@ -41,6 +41,8 @@ _SURROGATE = (
 )
 _NUL = "text with a NUL character, which PostgreSQL can't store: remove it before enqueueing"
 _NON_FINITE = "NaN or Infinity, which JSON does not have: use None or a string"
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_EXPONENT = re.compile(rb"[eE]([+-]?\d+)")
 _WITH_PATH = re.compile(r"(.*?)(?: - at (?:the key in )?`\$\.?([^`]*)`)?", re.DOTALL)
 
 
@@ -158,6 +160,15 @@ def check_json(raw: bytes, max_depth: int) -> None:
                 open_ += [(part, 2, name) for name, part in value.items()]
             else:
                 open_ += [(part, level + 1, path + step) for step, part in _parts(value)]
+
+
+def check_written_out(raw: bytes, most: int) -> None:
+    """Refuse JSON that grows beyond `most` bytes where its numbers are written without exponents."""
+    bare = _STRING.sub(b"", raw)
+    if len(raw) + sum(abs(int(exponent)) for exponent in _EXPONENT.findall(bare)) > most:
+        raise Refused(
+            f"its numbers, written out without exponents, take more than {most:,} bytes: scale them, or use text"
+        )
 
 
 def check_finite(fields: tuple[str, ...], values: tuple[object, ...]) -> None:

@@ -16,10 +16,14 @@ from . import _payload
 from ._payload import Refused
 from .errors import InvalidJobError, RegistrationError
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "Codec"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_WRITTEN_OUT", "Codec"]
 
 #: The largest payload, in bytes of UTF-8 JSON.
 MAX_BYTES = 1_048_576
+#: PostgreSQL writes numbers out, 1e308 with 309 digits: the largest payload as it is fetched. (The migrations say so too.)
+MAX_WRITTEN_OUT = 16 * MAX_BYTES
+#: Below this no payload can grow to that.
+_CANNOT_GROW = MAX_WRITTEN_OUT // 64
 #: The deepest nesting of objects and arrays, the payload itself included.
 MAX_DEPTH = 100
 
@@ -74,6 +78,8 @@ class Codec(Generic[T]):
             # msgspec escapes control characters only; 100 bytes can't nest deeper than 100 levels
             if b"\\u" in raw or (size > MAX_DEPTH and _openings(raw) > MAX_DEPTH):
                 _payload.check_json(raw, MAX_DEPTH)
+            if size > _CANNOT_GROW:
+                _payload.check_written_out(raw, MAX_WRITTEN_OUT)
             if b"null" in raw:  # None, or NaN
                 _payload.check_finite(self._fields, values)
             copy = self._decode(raw)

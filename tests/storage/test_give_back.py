@@ -133,6 +133,7 @@ async def test_rescue_onto_a_waiting_job(engine: Engine, runner: Runner, other: 
 async def test_crashes_add_up_over_identical_jobs(engine: Engine, other: Runner) -> None:
     """Rule 20: each one is enqueued again while it runs, as by a clock, and kills its process."""
     [first] = await engine.storage.enqueue([mail(1, deduplicated=True)])
+    again = first
     for crashes in range(3):
         runner = engine.runner()
         [job] = await runner.take(suspects=5 if crashes else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
 
 from tests.storage.engines import PostgresEngine, ids, mails
@@ -52,6 +53,12 @@ async def test_payloads(postgres: PostgresEngine, payload: str) -> None:
     record = await postgres.storage.find(bad)
     assert record is not None
     assert record.state is JobState.DEAD
+
+
+async def test_a_payload_that_grows_when_it_is_written_out(postgres: PostgresEngine) -> None:
+    """Guarantee 5: a few bytes in the table, 26 MB in a claim, or a gigabyte: refused where it is written."""
+    with pytest.raises(psycopg.errors.CheckViolation):
+        insert(postgres, data='{"n": [' + ",".join(["1e131000"] * 200) + "]}")
 
 
 async def test_bare_insert(postgres: PostgresEngine) -> None:

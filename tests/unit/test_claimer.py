@@ -29,6 +29,7 @@ class Store:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int, int]] = []
+        self.limits: list[int] = []
         self.answers: list[Sequence[int] | Exception] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -40,6 +41,7 @@ class Store:
             self.news.notify_all()
 
     async def claim(self, request: ClaimRequest) -> Claimed:
+        self.limits.append(request.limit)
         await self.note("claim", request.session, request.token)
         await self.gate.wait()
         answer = self.answers.pop(0) if self.answers else ()
@@ -105,10 +107,11 @@ async def test_a_claim_whose_reply_was_lost_is_given_back_before_the_next(bench:
 
 
 async def test_a_claim_that_was_refused_is_tried_again(bench: Bench) -> None:
-    """Nothing stands under its token; the runner goes on trying, and slower."""
+    """Nothing stands under its token; the runner goes on trying, slower, and for less: maybe it was too much."""
     bench.store.answers = [StorageRejectedError("no such table")] * 3
     async with bench.running():
         assert await bench.asked(4) == [("claim", 1, token) for token in (1, 2, 3, 4)]
+        assert bench.store.limits == [3, 1, 1, 1]
 
 
 async def test_nothing_is_claimed_while_the_session_has_no_link(bench: Bench) -> None:

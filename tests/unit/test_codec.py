@@ -54,6 +54,7 @@ GOOD: list[dict[str, Any]] = [
     {"anything": (1, 2)},
     {"anything": nested(MAX_DEPTH - 1)},
     {"anything": "[" * 200},
+    {"anything": ["1e308 \\" * 50_000, 1e-300]},
     {"anything": [[]] * 200},
     {"inner": Inner(1.5), "node": Node(1.0, Node())},
     {"model": Model(count=1, when=datetime.now(UTC), other="x")},
@@ -121,6 +122,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "very deep": ({"anything": nested(6000)}, "nested too deeply"),
     "circle": ({"anything": CIRCLE}, "nested too deeply"),
     "size": ({"text": "x" * MAX_BYTES}, r"1,04\d,\d\d\d bytes of JSON and at most 1,048,576"),
+    "written out": ({"anything": [1e308] * 60_000}, "take more than 16,777,216 bytes: scale them"),
     "secret of a model": (
         {"model": Model(count=1, token=pydantic.SecretStr("sekret"))},
         "field `model.token`: `SecretStr` would come back with another value",

@@ -307,3 +307,19 @@ async def test_a_refused_batch_may_have_been_written_in_part(bench: Bench) -> No
             bench.completer.ended(job, Release())
     assert bench.completer.fenced == 0
     assert not bench.ledger
+
+
+async def test_what_can_not_be_written_at_all_is_left_to_the_session(bench: Bench) -> None:
+    """Its claim stands, so that it is found there and given back; the completer waits for nothing."""
+    (job,) = bench.claim(1)
+
+    async def refuse(*args: Any) -> Settled:
+        raise StorageRejectedError("nothing at all")
+
+    store: Any = bench.store
+    store.settle = refuse
+    async with bench.running():
+        bench.completer.ended(job, Retry(1.0, "no"))
+    assert bench.ledger.orphans({job.token: [1]}) == [Guard(1, job.token)]
+    assert bench.store.forgotten == []
+    assert bench.completer.idle

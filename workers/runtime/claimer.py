@@ -19,6 +19,7 @@ from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Release
 from ..storage.base import Claimed, ClaimRequest, Guard, Scan, Storage
+from .appetite import Appetite
 from .completer import Completer
 from .gate import Gate
 from .ledger import Ledger
@@ -55,7 +56,7 @@ class Claimer:
         self._completer = completer
         self._gate = gate
         self._job_types = job_types
-        self._max_batch = max_batch
+        self._appetite = Appetite(max_batch)
         self._more = True
         self._lost: list[tuple[int, int]] = []  # (session, token) of claims whose reply never came
         self._failures = 0
@@ -87,11 +88,12 @@ class Claimer:
                 )
             # suspects are not claimed in advance, and would never find a worker idle behind jobs that are
             prefetch = not (self._gate.exclusive or self.suspects)
-            limit = min(self._max_batch, queue.room(prefetch=prefetch))
+            room = queue.room(prefetch=prefetch)
             if self.suspects and queue.idle:
                 await self.claim_suspect()
                 continue
-            if limit and self._more:
+            if room and self._more:
+                limit = self._appetite.bound(room)
                 # a wake-up that comes while the claim is on its way counts for the next one
                 self._more = False
                 if await self.claim(limit) == limit:
@@ -132,6 +134,7 @@ class Claimer:
                     await self._release_lost()
                     return await self._claim_and_hand_over(limit, scan)
         except StorageError as error:
+            self._appetite.choked(limit)
             await self._after_failure(error)
         return None
 
@@ -159,6 +162,7 @@ class Claimer:
             )
             self._failures = 0
         self._ledger.claimed(token, claimed.jobs, time.monotonic())
+        self._appetite.took(claimed.jobs)
         # reaped while the reply was on its way: these are given back by whoever found that
         if session != self._ledger.session:
             self._ledger.settled([Guard(job.id, token) for job in claimed.jobs])

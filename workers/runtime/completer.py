@@ -194,8 +194,10 @@ class Completer:
             except StorageUnavailableError:
                 await asyncio.sleep(_RETRY_MOST * random.uniform(0.5, 1))
             except StorageError:
-                text = "job %d can't be written at all; it stays claimed until it is released"
+                text = "job %d can't be written at all; it is given back, and may run again"
                 logger.critical(text, guard.id, extra=extra)
+                # its claim stands and nobody here holds it any more: the session thread finds that out
+                self._ledger.settled([guard])
                 return
 
     def _settled(
