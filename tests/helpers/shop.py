@@ -19,7 +19,7 @@ from workers.cli.commands import workers
 SECRET = "hunter2"
 
 APP = """
-import asyncio, logging, sys, time
+import asyncio, logging, sys, threading, time
 from contextlib import asynccontextmanager
 from workers import BackgroundJob, Runner
 from workers.runtime import crew
@@ -43,6 +43,26 @@ class Blocks(BackgroundJob):
     async def run(self, ctx):
         time.sleep(600)
 
+class EndsLoop(BackgroundJob):
+    how: str
+    async def run(self, ctx):
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.stop if self.how == "stop" else sys.exit)
+        await asyncio.Event().wait()
+
+class LeavesBehind(BackgroundJob):
+    how: str
+    async def run(self, ctx):
+        if self.how == "thread":
+            threading.Thread(target=time.sleep, args=[600], name="endless").start()
+        else:
+            ctx.append(asyncio.create_task(self.stubborn()))
+            await asyncio.sleep(0)
+    async def stubborn(self):
+        while True:
+            try: await asyncio.sleep(600)
+            except asyncio.CancelledError: pass
+
 class Logs(BackgroundJob):
     async def run(self, ctx):
         logging.getLogger("shop").info("sold to %s", ctx)
@@ -53,6 +73,10 @@ def runner(database_url):
     for job_class in (Asks, Waits, WaitsInThread, Blocks):
         made.register_job_type(job_class)
     return made
+
+def bad_jobs(database_url):
+    made = Runner(database_url, []).register_job_type(EndsLoop).register_job_type(LeavesBehind)
+    return made.shutdown_when_queue_empty()
 
 @asynccontextmanager
 async def until_empty(database_url):
@@ -83,6 +107,14 @@ class WaitsInThread(Asks): ...
 
 
 class Blocks(Asks): ...
+
+
+class EndsLoop(Asks):
+    how: str
+
+
+class LeavesBehind(Asks):
+    how: str
 
 
 class Logs(Asks): ...

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import PATIENCE, World, drain, eventually, make_runner
 from workers import BackgroundJob
+from workers.runtime import session
 
 ROWS = "SELECT count(*), sum(retries), sum(crashes) FROM background_jobs"
 
@@ -21,6 +22,42 @@ class Block(BackgroundJob[World]):
         ctx.signal("blocks")
         ctx.wait_in_thread("may end")  # and the loop with it
         ctx.note("done")
+
+
+async def test_a_loop_that_stands_still_is_named_early(
+    database_url: str,
+    conn: psycopg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Long before the limit at which it is given up, once each time, and without telling the handler."""
+    caplog.set_level(logging.WARNING, "workers")
+    monkeypatch.setattr(session, "STALL_WARNING", 0.2)
+    world = World()
+
+    def on_stall(seconds: float, stack: str) -> None:
+        pytest.fail("the limit is a minute")
+
+    async def main() -> None:
+        async with make_runner(database_url, Block, context=world, lease=1).start(
+            on_stall=on_stall
+        ):
+            await world.wait("over")
+
+    Block().enqueue(conn)
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    await world.wait("blocks")
+    async with asyncio.timeout(PATIENCE):
+        while "the event loop has not run for" not in caplog.text:  # noqa: ASYNC110 - a log can't be awaited
+            await asyncio.sleep(0.01)
+    world.signal("may end")
+    world.signal("over")
+    await asyncio.to_thread(thread.join, PATIENCE)
+    (record,) = [item for item in caplog.records if "has not run" in item.getMessage()]
+    assert record.levelname == "WARNING"
+    assert "loop_stall_limit is 60 s" in record.getMessage()
+    assert "wait_in_thread" in record.getMessage()
 
 
 async def test_a_job_that_blocks_the_loop(

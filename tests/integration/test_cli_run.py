@@ -12,7 +12,19 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.helpers.shop import Asks, Blocks, Logs, Shop, Waits, WaitsInThread, opened_shop
+from tests.helpers.shop import (
+    Asks,
+    Blocks,
+    EndsLoop,
+    LeavesBehind,
+    Logs,
+    Shop,
+    Waits,
+    WaitsInThread,
+    opened_shop,
+)
+from workers.storage.base import MaintenanceRequest
+from workers.storage.postgres.storage import PostgresStorage
 
 
 @pytest.fixture
@@ -55,7 +67,9 @@ def test_second_signal_gives_the_job_back_uncounted(
     process.wait_for("SIGINT: finishing")
     assert rows(conn) == [(True, 0, 0)]
     process.send_signal(signal.SIGTERM)
-    process.rest()
+    output = process.rest()
+    assert "workers: stopping 1 jobs" in output
+    assert "grace" not in output
     assert process.returncode == 0
     assert rows(conn) == [(False, 0, 0)]
 
@@ -69,7 +83,7 @@ def test_job_that_would_not_stop_is_left_behind(
     process.send_signal(signal.SIGTERM)
     process.wait_for("SIGTERM: finishing")
     process.send_signal(signal.SIGTERM)
-    assert f"jobs that would not stop: [{job_id}]" in process.rest()
+    assert f"jobs that would not stop: {job_id} (waits_in_thread);" in process.rest()
     assert process.returncode == 3
     assert rows(conn) == [(True, 0, 0)]  # its claim stands until the session is found dead
 
@@ -84,6 +98,39 @@ def test_loop_that_stalls_ends_the_process(
     assert f"{job_id} (blocks)" in output
     assert "time.sleep(600)" in output
     assert "Fatal" not in output
+
+
+@pytest.mark.parametrize("how", ["stop", "exit"])
+def test_job_that_ends_the_loop_counts_as_crashed(
+    shop: Shop, database_url: str, conn: psycopg.Connection, how: str
+) -> None:
+    """Given back uncounted, it would end one process after the other, and never be found."""
+    EndsLoop(how=how).enqueue(conn)
+    code, _, err = shop.call("run", "--app", "shop:bad_jobs", DATABASE_URL=database_url)
+    assert code == 5
+    assert "a job ended the event loop" in err
+    assert rows(conn) == [(True, 0, 0)]  # until its session is found dead
+    storage = PostgresStorage(database_url)
+    control = storage.control()
+    control.open("sweeper", 15)
+    request = MaintenanceRequest(lease=15, declared={}, queues=[])
+    while not control.rescue():
+        control.maintain(request)
+        control.wait(0.1)
+    control.close()
+    assert rows(conn) == [(False, 0, 1)]
+
+
+@pytest.mark.parametrize("how", ["thread", "task"])
+def test_what_jobs_leave_behind_does_not_keep_the_process(
+    shop: Shop, database_url: str, conn: psycopg.Connection, how: str
+) -> None:
+    LeavesBehind(how=how).enqueue(conn)
+    code, _, err = shop.call("run", "--app", "shop:bad_jobs", DATABASE_URL=database_url)
+    assert code == 0
+    what = "threads: endless" if how == "thread" else "a task that does not end"
+    assert f"the process ends without what jobs have left behind: {what}" in err
+    assert rows(conn) == []
 
 
 def test_context_manager_json_logs_and_uvloop(

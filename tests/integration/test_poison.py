@@ -212,7 +212,7 @@ async def test_an_outcome_that_the_store_refuses(
         await eventually(conn, COUNT, [(1,)])
     assert sorted(world.seen) == list(range(200))
     query = "SELECT data->>'number', session_id FROM background_jobs"
-    assert conn.execute(query).fetchall() == [("13", None)], "given back when the session ended"
+    assert conn.execute(query).fetchall() == [("13", None)], "it waits for another try"
     assert "number 13 may not go" in caplog.text
     assert "can't be written at all" in caplog.text
 

@@ -12,7 +12,7 @@ import pytest
 from workers import telemetry
 from workers.errors import StorageRejectedError, StorageUnavailableError
 from workers.job import ClaimedJob
-from workers.lifecycle import Bury, Release, Retry
+from workers.lifecycle import Bury, Release, Retry, Wait
 from workers.runtime.completer import Completer
 from workers.runtime.ledger import Ledger
 from workers.storage.base import Guard, Settled, Settlement, Storage
@@ -309,17 +309,20 @@ async def test_a_refused_batch_may_have_been_written_in_part(bench: Bench) -> No
     assert not bench.ledger
 
 
-async def test_what_can_not_be_written_at_all_is_left_to_the_session(bench: Bench) -> None:
-    """Its claim stands, so that it is found there and given back; the completer waits for nothing."""
+async def test_what_can_not_even_be_buried_waits(bench: Bench) -> None:
+    """So that it is nobody's: a runner that shuts down when the queue is empty would never end."""
     (job,) = bench.claim(1)
+    settle = bench.store.settle
 
-    async def refuse(*args: Any) -> Settled:
-        raise StorageRejectedError("nothing at all")
+    async def refuse_all_but_waiting(
+        session: int, settlements: Sequence[Settlement], closed: Collection[int]
+    ) -> Settled:
+        if not isinstance(settlements[0].transition, Wait):
+            raise StorageRejectedError("nothing at all")
+        return await settle(session, settlements, closed)
 
-    store: Any = bench.store
-    store.settle = refuse
+    bench.store.settle = refuse_all_but_waiting  # type: ignore[method-assign]
     async with bench.running():
         bench.completer.ended(job, Retry(1.0, "no"))
-    assert bench.ledger.orphans({job.token: [1]}) == [Guard(1, job.token)]
-    assert bench.store.forgotten == []
-    assert bench.completer.idle
+    assert not bench.ledger
+    assert bench.store.forgotten == [(1, 1)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, NoReturn
@@ -14,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from .. import sentry
+from ..runner import Runner
 from . import logs
 from .app import load, make_runner, takes_database_url
 from .command import Command, show_tracebacks
@@ -21,12 +24,17 @@ from .database import VARIABLE, database_option, resolve
 from .processes import Processes, watched_by_parent
 from .tally import Tally
 
-__all__ = ["JOBS_LEFT", "LOOP_STALLED", "run"]
+__all__ = ["JOBS_LEFT", "LOOP_ENDED", "LOOP_STALLED", "run"]
+
+logger = logging.getLogger("workers")
 
 #: Exit codes beyond 0, 1 and click's 2.
 JOBS_LEFT = 3
 LOOP_STALLED = 4
+LOOP_ENDED = 5
 
+#: Seconds that threads and tasks which jobs have left behind get to end, when everything else has.
+_PATIENCE = 3.0
 #: Seconds for what is still to be written to logs and Sentry, when the process leaves threads behind.
 _LAST_WORDS = 3.0
 
@@ -42,6 +50,10 @@ Exit codes:
      other runners give them back, as after a crash
   4  a job blocked the event loop for longer than the Runner's loop_stall_limit;
      the log has its name and stack
+  5  a job ended the event loop: it counts as crashed, and its innocent neighbours
+     are cleared when they are run alone
+
+Threads and tasks that jobs have left behind get 3 s at the end.
 
 With --processes the highest code of the processes that were running at the end. Each has a session of its own, and a grace
 of its own; signals are passed on. One that dies is replaced and its jobs are rescued; when none ever got ready, it gives up.
@@ -113,21 +125,61 @@ def run(
     loop_factory = _uvloop() if uvloop else None
     target = load(spec)
     arguments = _arguments(context, target, spec, database_url)
+    service = _Service(target, arguments, spec)
     with asyncio.Runner(loop_factory=loop_factory) as loop:
-        loop.run(_serve(target, arguments, spec, lambda: logs.configure(log_level, log_format)))
+        try:
+            loop.run(service.run(lambda: logs.configure(log_level, log_format)))
+        except BaseException as error:
+            if (
+                service.is_running
+            ):  # nobody has told it to end: `sys.exit` in a callback, or `loop.stop`
+                logger.critical("a job ended the event loop, so the process ends: %r", error)
+                _leave(LOOP_ENDED)
+            raise
 
 
-async def _serve(
-    target: Any, arguments: Mapping[str, str], spec: str, configure_logs: Callable[[], None]
-) -> None:
-    async with AsyncExitStack() as stack:
-        runner = await make_runner(target, arguments, stack, spec)
-        configure_logs()  # now that the application has had its chance
-        with Tally(), watched_by_parent():
-            unfinished = await runner.run(on_stall=lambda seconds, frames: _leave(LOOP_STALLED))
-        if unfinished:
-            # leaving the loop in the ordinary way would wait for their threads
-            _leave(JOBS_LEFT)
+class _Service:
+    """The application's runner. `is_running` while it runs, and if its coroutine was left in the middle."""
+
+    def __init__(self, target: Any, arguments: Mapping[str, str], spec: str) -> None:
+        self._target = target
+        self._arguments = arguments
+        self._spec = spec
+        self.is_running = False
+
+    async def run(self, configure_logs: Callable[[], None]) -> None:
+        async with AsyncExitStack() as stack:
+            runner = await make_runner(self._target, self._arguments, stack, self._spec)
+            configure_logs()  # now that the application has had its chance
+            unfinished = await self._run(runner)
+            if unfinished:
+                # leaving the loop in the ordinary way would wait for their threads
+                _leave(JOBS_LEFT)
+        threading.Thread(target=_leave_in_any_case, daemon=True).start()
+
+    async def _run(self, runner: Runner[Any]) -> list[int]:
+        self.is_running = True
+        try:
+            with Tally(), watched_by_parent():
+                unfinished = await runner.run(on_stall=lambda seconds, frames: _leave(LOOP_STALLED))
+        except Exception:
+            self.is_running = False
+            raise
+        self.is_running = False
+        return unfinished
+
+
+def _leave_in_any_case() -> None:
+    """What a job has left behind, a thread or a task that can't be ended, is not waited for."""
+    time.sleep(_PATIENCE)  # an ordinary end does not take so long, and takes this thread with it
+    threads = [
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    ]
+    what = f"threads: {', '.join(threads)}" if threads else "a task that does not end"
+    logger.warning("the process ends without what jobs have left behind: %s", what)
+    _leave(0)
 
 
 def _repeated(context: click.Context) -> list[str]:
@@ -181,6 +233,7 @@ def _leave(code: int) -> NoReturn:
 
 def _last_words() -> None:
     sentry.flush(_LAST_WORDS - 1)
+    atexit._run_exitfuncs()  # an embedded server is stopped there
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,7 +18,7 @@ import anyio
 from .. import telemetry
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
-from ..lifecycle import Bury, Transition
+from ..lifecycle import Bury, Transition, Wait
 from ..storage.base import Guard, Settled, Settlement, Storage
 from .failure import storable
 from .ledger import Ledger
@@ -29,6 +29,8 @@ logger = logging.getLogger("workers")
 
 MAX_WRITE = 1000
 _RETRY_MOST = 2.0
+#: Seconds until a job runs again whose outcome can't be written.
+_REFUSED_WAIT = 60.0
 
 W = TypeVar("W", Guard, Settlement)
 Item = TypeVar("Item")
@@ -182,23 +184,27 @@ class Completer:
             self._settled(session, guards, closing, settled, uncertain)
 
     async def _refused(self, item: Guard | Settlement, error: StorageError) -> None:
-        """The one that the store refuses: try once more with a text that it can't object to."""
+        """The one that the store refuses: bury it; if that is refused as well, let it wait, so that it is nobody's."""
         guard = item.guard if isinstance(item, Settlement) else item
         extra = {"job_id": guard.id}
         logger.error("the outcome of job %d was refused: %s", guard.id, error, extra=extra)
         reason = storable(f"its own outcome was refused by the store: {error}")[:500]
+        for transition in (Bury(reason), Wait(_REFUSED_WAIT)):
+            if await self._insist(Settlement(guard, False, transition)):
+                return
+            text = "job %d can't be buried either; it is given back, and runs again in %g s"
+            logger.critical(text, guard.id, _REFUSED_WAIT, extra=extra)
+
+    async def _insist(self, settlement: Settlement) -> bool:
+        """Write it, however often it takes; False if it is refused."""
         while True:
             try:
-                await self._write_rest([Settlement(guard, False, Bury(reason))], True)
-                return
+                await self._write_rest([settlement], True)
+                return True
             except StorageUnavailableError:
                 await asyncio.sleep(_RETRY_MOST * random.uniform(0.5, 1))
             except StorageError:
-                text = "job %d can't be written at all; it is given back, and may run again"
-                logger.critical(text, guard.id, extra=extra)
-                # its claim stands and nobody here holds it any more: the session thread finds that out
-                self._ledger.settled([guard])
-                return
+                return False
 
     def _settled(
         self,

@@ -37,6 +37,7 @@ class Crew:
         self._died = died
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: anyio.CancelScope | None = None
+        self._hurried = False
 
     def start(self) -> None:
         """Start all workers."""
@@ -62,19 +63,26 @@ class Crew:
             attempt.job.id for queue in self._queues.values() for attempt in queue.running
         )
 
+    def _named(self) -> list[str]:
+        running = [attempt.job for queue in self._queues.values() for attempt in queue.running]
+        return [f"{job.id} ({job.job_type})" for job in sorted(running, key=lambda job: job.id)]
+
     async def finish(self, grace: float, tell: Callable[[list[int]], None]) -> None:
         """Wait for running jobs, and stop those that are not done when the grace is over.
 
         Those that would not end are told, and keep their claims, and the caller, until they do.
         """
+        if running := self.running():
+            text = "waiting up to %g s for %d running jobs"
+            logger.info(text, grace, len(running), extra={"job_ids": running})
         with anyio.move_on_after(grace) as self._grace:
             await self._ended()
         self._grace = None
         if not self._tasks:
             return
         stopped = self.running()
-        text = "the grace is over: stopping %d jobs"
-        logger.warning(text, len(stopped), extra={"job_ids": stopped})
+        why = "" if self._hurried else f"the grace of {grace:g} s is over: "
+        logger.warning("%sstopping %d jobs", why, len(stopped), extra={"job_ids": stopped})
         for queue in self._queues.values():
             for attempt in list(queue.running):
                 attempt.stop(Interrupted("shutdown"))
@@ -82,12 +90,17 @@ class Crew:
             await self._ended()
         if self._tasks:
             unfinished = self.running()
-            logger.error("jobs that would not stop: %s", unfinished, extra={"job_ids": unfinished})
+            logger.error(
+                "jobs that would not stop: %s; they keep their claims until this process has ended",
+                ", ".join(self._named()),
+                extra={"job_ids": unfinished},
+            )
             tell(unfinished)
             await self._ended()
 
     def hurry(self, grace: float) -> None:
         """Let the grace end in `grace` seconds, if it would last longer."""
+        self._hurried = True
         if self._grace is not None:
             self._grace.deadline = min(self._grace.deadline, anyio.current_time() + grace)
 

@@ -107,7 +107,8 @@ class Executor:
         try:
             return job_type.codec.decode(job.data)
         except InvalidJobError as error:  # which the job's own code may raise as well
-            raise Undecodable(str(error)) from None
+            # what the class's own checks raised, where it was that
+            raise Undecodable(str(error)) from getattr(error.__context__, "__cause__", None)
 
     def _enter(self, attempt: Attempt, session: int, connection: Any = None) -> Context:
         """A context of its own for the job's code."""

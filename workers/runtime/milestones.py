@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from ..errors import RunnerError
+from ..errors import RunnerError, WorkersError
 
 __all__ = ["Milestones"]
 
@@ -37,7 +37,9 @@ class Milestones:
         if isinstance(error, Exception):
             if not known:
                 what = "did not end in order" if self.ready.done() else "can't start"
-                logger.critical("the runner %s: %s", what, error, exc_info=error)
+                # our own errors say all there is to say
+                info = None if isinstance(error, WorkersError) else error
+                logger.critical("the runner %s: %s", what, error, exc_info=info)
             self._fail(error)
         elif error is None:
             self.left_behind([])

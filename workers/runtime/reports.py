@@ -159,20 +159,25 @@ class Reports:
         """Whether job code runs in threads. On the session thread."""
         return bool(self._threads)
 
-    def stalled(self, seconds: float, stack: str) -> None:
+    def stalled(self, seconds: float, stack: str, *, limit: float) -> None:
         """The loop stands still. On the session thread: nothing here may need the loop."""
+        over = seconds >= limit
         running = [
             f"{attempt.job.id} ({attempt.job.job_type})"
             for queue in self._queues.values()
             for attempt in list(queue.running)
         ]
-        logger.critical(
-            "the event loop has not run for %.0f s; a job blocks it. Running: %s\n%s",
+        logger.log(
+            logging.CRITICAL if over else logging.WARNING,
+            "the event loop has not run for %.0f s; a job blocks it (loop_stall_limit is %g s). Running: %s\n%s",
             seconds,
+            limit,
             ", ".join(running) or "nothing",
             stack,
         )
-        if self._on_stall is not None:
+        # somebody is looking into it
+        debugged = any(f"{name}.py" in stack for name in ("bdb", "pydevd"))
+        if over and self._on_stall is not None and not debugged:
             try:
                 self._on_stall(seconds, stack)
             except Exception:  # it must not cost the runner its lease

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import threading
 import time
@@ -35,6 +36,8 @@ TICK = 1.0
 _RETRY = 0.25
 #: How much of the lease is left, at least, when it has been maintained.
 LEFT = 0.66
+#: Seconds after which a loop that stands still is worth a warning, long before it is given up.
+STALL_WARNING = 3.0
 #: A deaf listener is looked for this often.
 PROBE_EVERY = 15.0
 
@@ -69,8 +72,8 @@ class SessionEvents(Protocol):
     def jobs_in_threads(self) -> bool:
         """Whether job code runs in threads. Called on the session thread."""
 
-    def stalled(self, seconds: float, stack: str) -> None:
-        """The loop stood still. Called on the thread, while it still does."""
+    def stalled(self, seconds: float, stack: str, *, limit: float) -> None:
+        """The loop stands still: once for a warning, once when `limit` seconds are over. Called on the thread."""
 
 
 class SessionKeeper:
@@ -103,7 +106,8 @@ class SessionKeeper:
         self._waiting: list[Future[Maintenance]] = []
         self._heartbeat = self._last_beat = time.monotonic()
         self._beat_pending = False
-        self._stall_reported = False
+        self._stall_warning = min(STALL_WARNING, stall_limit)
+        self._report_at = self._stall_warning
         self._next_probe = self._next_reconcile = time.monotonic() + request.lease
         #: What the listener is reached by; set by the loop.
         self.listener_address: str | None = None
@@ -256,19 +260,21 @@ class SessionKeeper:
         if not self._beat_pending:
             self._beat_pending, self._last_beat = True, now
             self._post(self._beat)
-        elif now - self._last_beat > self._stall_limit and not self._stall_reported:
-            self._stall_reported = True
+        elif now - self._last_beat > self._report_at:
+            self._report_at = (
+                math.inf if self._report_at >= self._stall_limit else self._stall_limit
+            )
             frame = sys._current_frames().get(self._loop_thread)
             stack = (
                 "".join(traceback.format_stack(frame))
                 if frame is not None
                 else "(its thread is gone)"
             )
-            self._events.stalled(now - self._last_beat, stack)
+            self._events.stalled(now - self._last_beat, stack, limit=self._stall_limit)
 
     def _beat(self) -> None:
         self._beat_pending = False
-        self._stall_reported = False
+        self._report_at = self._stall_warning
 
 
 def _uncancellable() -> Future[Any]:

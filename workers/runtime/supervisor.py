@@ -209,12 +209,8 @@ class Supervisor:
             return
         released = await asyncio.wrap_future(self._keeper.ended)
         session = self.ledger.session
-        logger.info(
-            "runner stopped: session %d, gave back %d jobs",
-            session,
-            released,
-            extra={"session": session},
-        )
+        more = f", which gave back {released} jobs" if released else ""
+        logger.info("runner stopped: session %d%s", session, more, extra={"session": session})
 
     async def _work(self) -> None:
         """Claim and run until shutdown, then let the workers finish."""

@@ -60,7 +60,8 @@ def _outcome_of(error: BaseException, attempt: Attempt, closing: bool) -> Outcom
     if issubclass(kind, TooManyCrashes):
         return Crashed()
     if issubclass(kind, Undecodable):
-        return Discarded(_text_of(error), None)
+        cause = error.__cause__
+        return Discarded(_text_of(error), None if cause is None else describe(cause))
     not_begun = attempt.scope is None
     if verdict is not None:
         return Snoozed(_NOT_BEGUN_WAIT) if not_begun and isinstance(verdict, Failed) else verdict
