@@ -214,7 +214,7 @@ async def test_an_outcome_that_the_store_refuses(
     query = "SELECT data->>'number', session_id FROM background_jobs"
     assert conn.execute(query).fetchall() == [("13", None)], "it waits for another try"
     assert "number 13 may not go" in caplog.text
-    assert "can't be written at all" in caplog.text
+    assert "can't be buried either" in caplog.text
 
 
 async def test_the_outcome_that_is_refused_alone_is_buried(
