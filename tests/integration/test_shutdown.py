@@ -24,7 +24,8 @@ from tests.helpers.running import (
 from workers import BackgroundJob, ConfigurationError, RunnerError, RunnerHandle, current_job
 from workers.lifecycle import Interrupted
 from workers.storage.postgres.session import PostgresControl
-from workers.telemetry import JobFinished
+from workers.storage.postgres.storage import PostgresStorage
+from workers.telemetry import JobFenced, JobFinished
 
 ROWS = "SELECT retries, session_id IS NULL, last_error, run_at FROM background_jobs ORDER BY id"
 UNTOUCHED = (0, True, None, None)
@@ -240,3 +241,50 @@ async def test_outcomes_are_written_before_the_end(
             assert await waiting == []
     assert world.seen == ["it done"]
     assert conn.execute(ROWS).fetchall() == []
+
+
+async def test_a_claim_on_its_way_begins_nothing_after_the_shutdown(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """Rule 28: what it brings goes back."""
+    Brief().enqueue(conn)
+    world = World()
+    with psycopg.connect(conn.info.dsn, options=conn.info.options) as locker:
+        locker.execute("LOCK TABLE background_jobs IN EXCLUSIVE MODE")
+        async with running(pool, Brief, context=world) as handle:
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'background_jobs'::regclass"
+            async with asyncio.timeout(PATIENCE):
+                while conn.execute(waiting).fetchone() == (0,):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            handle.shutdown()
+            locker.rollback()
+            assert await ended(handle) == []
+    assert world.seen == []
+    assert conn.execute(ROWS).fetchall() == [UNTOUCHED]
+
+
+async def test_the_session_lives_until_everything_is_written(
+    pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 28: it would give back what has run, and its outcome would be refused."""
+    arrived, may_go_on = asyncio.Event(), asyncio.Event()
+    complete = PostgresStorage.complete
+
+    async def held(self: PostgresStorage, *args: Any) -> Any:
+        arrived.set()
+        await may_go_on.wait()
+        return await complete(self, *args)
+
+    monkeypatch.setattr(PostgresStorage, "complete", held)
+    Brief().enqueue(conn)
+    with listening_to(JobFenced) as fenced:
+        async with running(pool, Brief, context=World()) as handle:
+            await arrived.wait()
+            handle.shutdown()
+            done, _ = await asyncio.wait([asyncio.ensure_future(ended(handle))], timeout=0.3)
+            assert not done
+            assert conn.execute(SESSIONS).fetchone() == (1,)
+            may_go_on.set()
+            assert await ended(handle) == []
+    assert conn.execute(ROWS).fetchall() == []
+    assert fenced == []

@@ -151,6 +151,9 @@ class Engine(Protocol):
     def change(self, job_id: int, **columns: Any) -> None:
         """Write columns of a job that has not ended, past the port."""
 
+    def position(self, job_id: int) -> int:
+        """Where a job that has not ended stands within its priority."""
+
     async def wait_unlocked(self, session: int) -> None:
         """Return once nobody holds the session's lock."""
 
@@ -180,6 +183,9 @@ class MemoryEngine:
         row = self._memory._tables.rows[job_id]
         for name, value in columns.items():
             setattr(row, name, value)
+
+    def position(self, job_id: int) -> int:
+        return self._memory._tables.rows[job_id].position
 
     async def wait_unlocked(self, session: int) -> None:
         pass
@@ -266,6 +272,11 @@ class PostgresEngine:
             values, sql.Literal(job_id)
         )
         assert self.conn.execute(update).rowcount == 1
+
+    def position(self, job_id: int) -> int:
+        query = "SELECT position FROM background_jobs WHERE id = %s"
+        ((position,),) = self.conn.execute(query, [job_id])
+        return int(position)
 
     async def wait_unlocked(self, session: int) -> None:
         # waits for the server to see that the owner of the lock is gone

@@ -9,7 +9,7 @@ import pytest
 
 from tests.storage.engines import Engine, PostgresEngine, Runner, mail, mails
 from workers.errors import StorageUnavailableError
-from workers.lifecycle import Bury, Release
+from workers.lifecycle import Bury, Release, Retry, Wait
 from workers.storage.base import Listener, Wake
 
 LONG = 30.0  # seconds; a wake-up takes milliseconds
@@ -89,6 +89,53 @@ async def test_rescue_wakes(engine: Engine, runner: Runner, other: Runner, ear: 
     await runner.crash()
     other.bury()
     assert {await ear.where(), await ear.where()} == heard == {("default", 1), ("default", 2)}
+
+
+@pytest.mark.parametrize("deduplicated", [False, True])
+async def test_several_are_announced_by_the_lowest_position(
+    engine: Engine, runner: Runner, other: Runner, ear: Ear, deduplicated: bool
+) -> None:
+    """Rule 27: enough to pull a scan hint back to all of them, on every way to being available."""
+
+    async def heard() -> None:
+        wake = await ear.hear()
+        assert wake is not None
+        positions = sorted(engine.position(job_id) for job_id in enqueued)
+        assert positions[0] < positions[1]
+        assert wake.position == positions[0]
+
+    enqueued = [
+        job_id or 0 for job_id in await engine.storage.enqueue(mails(2, deduplicated=deduplicated))
+    ]
+    await heard()
+    await runner.settle(await runner.take(), Release())
+    await heard()
+    await runner.settle(await runner.take(), Bury("over"))
+    await engine.storage.requeue(enqueued)
+    await heard()
+    await runner.settle(await runner.take(), Wait(5))
+    engine.advance(5)
+    other.maintain()
+    await heard()
+    await runner.take()
+    await runner.crash()
+    other.bury()
+    await heard()
+
+
+@pytest.mark.parametrize("deduplicated", [False, True])
+async def test_what_waits_for_a_time_is_not_announced(
+    engine: Engine, runner: Runner, ear: Ear, deduplicated: bool
+) -> None:
+    """Rule 27: nobody could take it."""
+    first, second = await engine.storage.enqueue(mails(2, deduplicated=deduplicated))
+    await ear.hear()
+    jobs = await runner.take()
+    await runner.settle(jobs[:1], Retry(60.0, "boom"))
+    await runner.settle(jobs[1:], Release())
+    wake = await ear.hear()
+    assert wake is not None
+    assert wake.position == engine.position(second or 0) > engine.position(first or 0)
 
 
 async def test_probe(engine: Engine, runner: Runner, ear: Ear) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from anyio import to_thread
 from psycopg.types.json import Jsonb
 
 from tests.storage.engines import PostgresEngine, Runner, ids, mail, mails
+from workers import migrate
 from workers.errors import StorageError
 from workers.storage.base import DeadSession
 
@@ -181,3 +183,71 @@ async def test_a_lease_is_not_written_every_second(postgres: PostgresEngine) -> 
     assert before is not None
     assert after is not None
     assert (after != before, after[1]) == (True, True)
+
+
+async def test_another_schema_has_other_locks(postgres: PostgresEngine) -> None:
+    """Rule 18: session 7 of one schema is not alive because there is a session 7 in another one."""
+    lock_class = "SELECT workers_lock_class(), workers_channel()"
+    with psycopg.connect(postgres.conn.info.dsn, autocommit=True) as conn:
+        schema = f"{postgres.conn.execute('SELECT current_schema()').fetchone()[0]}_other"  # type: ignore[index]
+        conn.execute(f"CREATE SCHEMA {schema}".encode())
+        try:
+            conn.execute(f"SET search_path = {schema}".encode())
+            migrate(conn)
+            theirs = conn.execute(lock_class).fetchone()
+        finally:
+            conn.execute(f"DROP SCHEMA {schema} CASCADE".encode())
+    ours = postgres.conn.execute(lock_class).fetchone()
+    assert ours is not None
+    assert theirs is not None
+    assert ours[0] != theirs[0]
+    assert ours[1] != theirs[1]
+
+
+async def test_the_same_lock_in_another_database_is_no_sign_of_life(
+    postgres: PostgresEngine,
+) -> None:
+    """Rule 18: advisory locks belong to a database, and pg_locks shows those of all."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    await other.crash()
+    name = f"other_{os.getpid()}"
+    postgres.conn.execute(f"CREATE DATABASE {name}".encode())
+    try:
+        with psycopg.connect(postgres.conn.info.dsn, dbname=name, options="") as conn:
+            key = postgres.conn.execute("SELECT workers_lock_class()").fetchone()
+            assert key is not None
+            conn.execute("SELECT pg_advisory_lock(%s, %s::integer)", [key[0], other.session])
+            runner.bury()
+    finally:
+        postgres.conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    assert postgres.sessions() == {runner.session}
+
+
+async def test_a_lock_that_was_taken_again_ends_the_suspicion(postgres: PostgresEngine) -> None:
+    """Rule 19: the next free lock is a new suspicion, and needs two sweeps again."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    suspicion = "SELECT suspect_since IS NOT NULL FROM worker_sessions WHERE id = %s"
+    for ended_by in ("recover", "sweep"):
+        await other.crash()
+        runner.maintain()
+        assert postgres.conn.execute(suspicion, [other.session]).fetchone() == (True,)
+        if ended_by == "recover":
+            assert other.control.recover(15)
+        else:
+            other.control._reconnect()  # type: ignore[attr-defined]  # the lock alone
+            other.control._take_lock()  # type: ignore[attr-defined]
+            runner.maintain()
+        assert postgres.conn.execute(suspicion, [other.session]).fetchone() == (False,)
+
+
+async def test_a_lock_that_could_not_be_had_is_tried_for_again(postgres: PostgresEngine) -> None:
+    """Rule 18: the server had not given up on the old connection yet."""
+    runner = postgres.runner()
+    await runner.crash()
+    lock = "(workers_lock_class(), %s::integer)"
+    postgres.conn.execute(f"SELECT pg_advisory_lock{lock}".encode(), [runner.session])
+    assert runner.control.recover(15)
+    postgres.conn.execute(f"SELECT pg_advisory_unlock{lock}".encode(), [runner.session])
+    runner.maintain()
+    held = postgres.conn.execute(f"SELECT pg_try_advisory_lock{lock}".encode(), [runner.session])
+    assert held.fetchone() == (False,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -326,3 +327,30 @@ async def test_what_can_not_even_be_buried_waits(bench: Bench) -> None:
         bench.completer.ended(job, Retry(1.0, "no"))
     assert not bench.ledger
     assert bench.store.forgotten == [(1, 1)]
+
+
+@pytest.mark.parametrize("settles", [False, True])
+async def test_a_statement_that_is_on_its_way_is_not_cancelled(bench: Bench, settles: bool) -> None:
+    """Rule 29: psycopg would close its connection."""
+    (job,) = bench.claim(1)
+    bench.store.gate.clear()
+    task = asyncio.create_task(bench.completer.run())
+    bench.completer.ended(job, Release()) if settles else bench.completer.completed(job)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    bench.store.gate.set()
+    await asyncio.wait([task])
+    assert len(bench.store.completed) + len(bench.store.settled) == 1
+    assert not bench.ledger
+
+
+async def test_a_superseded_job_is_in_the_log(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rule 26: a job that is nowhere any more can be explained."""
+    with caplog.at_level(logging.INFO, "workers"):
+        bench.completer.made_way(1, [7])
+    assert "job 7 made way for an identical one that waits" in caplog.text
