@@ -1,0 +1,110 @@
+"""What the runner does about what its session thread reports. Rules 19 and 20."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from workers import BackgroundJob
+from workers.config import QueueConfig
+from workers.errors import StorageUnavailableError
+from workers.job import ClaimedJob
+from workers.job_type import describe
+from workers.runtime.attempt import Attempt, Fenced
+from workers.runtime.completer import Completer
+from workers.runtime.gate import Gate
+from workers.runtime.ledger import Ledger
+from workers.runtime.reports import Reports
+from workers.runtime.work_queue import WorkQueue
+from workers.storage.base import DeadSession, Storage
+from workers.telemetry import JobSuperseded, SessionLost, subscribe
+
+
+class Mail(BackgroundJob[Any]):
+    async def run(self, ctx: Any) -> None: ...
+
+
+class Bench:
+    """A runner's hands, without a store."""
+
+    def __init__(self) -> None:
+        self.ledger, self.gate = Ledger(), Gate()
+        self.ledger.begin_session(1)
+        self.completer = Completer(cast(Storage, None), self.ledger)
+        self.queue = WorkQueue("default", QueueConfig())
+        self.died: list[BaseException] = []
+        self.reports = Reports(
+            cast(Storage, Noticing()),
+            self.ledger,
+            self.completer,
+            self.gate,
+            {"default": self.queue},
+            {},
+            set(),
+            self.died.append,
+            None,
+        )
+
+    def claim(self, *ids: int) -> list[ClaimedJob]:
+        token = self.ledger.begin_claim()
+        jobs = [ClaimedJob(n, "mail", "default", 0, "{}", 0, 0, False, token) for n in ids]
+        self.ledger.claimed(token, jobs, 0.0)
+        return jobs
+
+
+class Noticing:
+    def noticed(self, wake: Any) -> None: ...
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+async def test_nothing_is_claimed_while_the_link_is_lost(bench: Bench) -> None:
+    """Rule 19: until the session is known to be what it was."""
+    bench.gate.open()
+    bench.reports.link_lost(StorageUnavailableError("the connection ended"))
+    assert not bench.gate.is_open()
+    bench.reports.link_restored()
+    assert bench.gate.is_open()
+
+
+async def test_what_a_reaped_session_held_is_nobodys_business_here(bench: Bench) -> None:
+    """Rule 19: running jobs are stopped without a word, what was claimed in advance is not begun."""
+    running, *ahead = bench.claim(1, 2, 3)
+    bench.queue.put(ahead)
+    bench.gate.exclusive = True
+    task = asyncio.create_task(asyncio.Event().wait())
+    attempt = Attempt(running, describe(Mail), task, 0.0)
+    bench.queue.running.add(attempt)
+    lost: list[SessionLost] = []
+    with subscribe(lost.append, SessionLost):
+        bench.reports.session_replaced(2)
+    assert isinstance(attempt.verdict(), Fenced)
+    assert task.cancelling() == 1
+    assert len(bench.queue) == 0
+    assert len(bench.ledger) == 1, "the one that runs, until it has ended"
+    assert bench.ledger.session == 2
+    assert bench.completer.idle
+    assert not bench.gate.exclusive
+    assert bench.gate.is_open()
+    assert [(event.session, event.successor) for event in lost] == [(1, 2)]
+
+
+async def test_rescued_jobs_that_made_way_are_told(bench: Bench) -> None:
+    """Rule 26: a job that is nowhere any more can be explained."""
+    told: list[JobSuperseded] = []
+    with subscribe(told.append, JobSuperseded):
+        bench.reports.rescued([DeadSession(7, "other", "its lease ran out", 3, (11, 12))])
+    assert [event.job_id for event in told] == [11, 12]
+    assert bench.completer.superseded == 2
+
+
+async def test_a_session_that_is_not_kept_ends_the_runner(bench: Bench) -> None:
+    """Soon others would take its jobs for theirs."""
+    error = ZeroDivisionError()
+    bench.reports.thread_died(error)
+    assert bench.died == [error]
