@@ -159,3 +159,38 @@ async def test_a_handle_need_not_be_kept(database_url: str, conn: psycopg.Connec
 
     await finished(in_a_loop(main))
     assert world.seen == ["brief"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+async def test_a_loop_that_is_closed_without_a_word_leaves_the_session_to_a_thread(
+    database_url: str, conn: psycopg.Connection
+) -> None:
+    """Rule 22: what runs in a thread keeps its claim until it has ended, though nobody will write its outcome."""
+    HoldInThread().enqueue(conn)
+    world = World()
+
+    def main() -> None:
+        loop = asyncio.new_event_loop()
+
+        async def start() -> None:
+            make_runner(database_url, HoldInThread, context=world, lease=1).start()
+            await world.wait("thread runs")
+
+        loop.run_until_complete(start())
+        loop.close()
+
+    thread = threading.Thread(target=main, daemon=True)
+    thread.start()
+    await finished(thread)
+    until = conn.execute("SELECT lease_until FROM worker_sessions").fetchone()
+    assert until is not None
+    later = (
+        f"SELECT lease_until > '{until[0]}'::timestamptz + interval '1 second' FROM worker_sessions"
+    )
+    await eventually(conn, later, [(True,)])
+    assert conn.execute(ROWS).fetchall() == [(0, False, 0)]
+    world.signal("may end")
+    await eventually(conn, SESSIONS, [(0,)])
+    assert conn.execute(ROWS).fetchall() == [(0, True, 0)]
