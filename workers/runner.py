@@ -17,7 +17,7 @@ from .handle import RunnerHandle, RunnerThread
 from .registry import Registry
 from .runtime.session import StallHandler
 from .runtime.supervisor import Supervisor
-from .storage import StorageTarget, open_storage, storage_of
+from .storage import StorageTarget, check_target, open_storage, storage_of
 
 __all__ = ["Runner"]
 
@@ -31,8 +31,8 @@ DEFAULT_QUEUE = "default"
 class Runner(Generic[ContextT]):
     """Runs the jobs of registered types, with a number of workers for each queue.
 
-    `target` is an AsyncConnectionPool (an open one is left open, another is opened and closed), a DSN, or a Storage.
-    `context` is handed to every job.
+    `target` is an AsyncConnectionPool (an open one is left open, another is opened and closed), a DSN, or a Storage; it is
+    looked at here, and connected to at the start. `context` is handed to every job.
 
     `lease` (15 s): a session that does not renew it is dead. `grace` (30 s): what running jobs get at shutdown.
     `loop_stall_limit` (60 s): a blocked event loop is reported. `listen` (True): False to poll only. `max_batch` (500): the
@@ -59,7 +59,7 @@ class Runner(Generic[ContextT]):
             "max_batch": max_batch,
             "name": name,
         }
-        self._target = target
+        self._target = check_target(target)
         self._context = context
         self._config = RunnerConfig(
             **{field: value for field, value in given.items() if value is not None}

@@ -30,6 +30,7 @@ LAYERS = {
     "_payload": CORE,
     "_annotations": CORE,
     "current": CORE,
+    "dsn": PORTS,
     "storage": PORTS,
     "telemetry": PORTS,
     "background_job": API,
