@@ -40,9 +40,15 @@ def test_sql_needs_no_database(shop: Shop) -> None:
 def test_embedded_server_lasts_as_long_as_the_command(shop: Shop) -> None:
     with tempfile.TemporaryDirectory(prefix="workers-test-") as directory:
         data = Path(directory).resolve() / "data"
-        ended = shop.call("migrate", "--database-url", f"embedded:{data}")
+        data.parent.chmod(0o711)  # or the command would have to, and say so
+        url = f"embedded:{data}"
+        missing = shop.invoke("stats", "--database-url", url)
+        assert missing.err.startswith(f"Error: there is no embedded database in {data}")
+        assert (missing.code, data.exists()) == (1, False)
+        ended = shop.call("migrate", "--database-url", url)
         assert (ended.code, ended.err) == (0, "")
         assert (data / "PG_VERSION").exists()
+        assert shop.call("stats", "--database-url", url) == (0, "There are no jobs.\n", "")
         assert not (data / "postmaster.pid").exists()
 
 

@@ -29,20 +29,25 @@ def database_option(text: str) -> Callable[[F], F]:
         envvar=VARIABLE,
         show_envvar=True,
         help=f"{text} A libpq URL or connection string, or embedded:PATH for a server of our own with its data in "
-        "PATH. Others can see a command line: a password is safer in the environment.",
+        "PATH; started by root, it runs as the user pgserver, and a directory above PATH that this user can't pass "
+        "through gets execute permission, with a warning. Others can see a command line: a password is safer in the "
+        "environment.",
     )
 
 
-def require(url: str | None) -> str:
-    """The DSN that `url` means."""
+def require(url: str | None, *, create: bool = True) -> str:
+    """The DSN that `url` means, as in `resolve`."""
     if not url:
         raise click.UsageError(f"which database? Give --database-url or set {VARIABLE}.")
-    return resolve(url)
+    return resolve(url, create=create)
 
 
-def resolve(url: str) -> str:
-    """The DSN that `url` means; starts the embedded server. Raises ConfigurationError for what is none."""
-    return resolve_dsn(url) if url.startswith(EMBEDDED) else read_dsn(url)
+def resolve(url: str, *, create: bool = True) -> str:
+    """The DSN that `url` means; starts the embedded server, and with `create` makes its database where there is none.
+
+    Raises ConfigurationError for what is no URL of a database.
+    """
+    return resolve_dsn(url, create=create) if url.startswith(EMBEDDED) else read_dsn(url)
 
 
 def connect(dsn: str) -> psycopg.Connection[Any]:
