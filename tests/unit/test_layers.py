@@ -38,6 +38,7 @@ LAYERS = {
     "job_type": API,
     "registry": API,
     "connections": API,
+    "_connection_advice": API,
     "storage.postgres": ENGINES,
     "storage.memory": ENGINES,
     "migrations": ENGINES,
