@@ -144,6 +144,9 @@ def test_bad_app_is_one_clear_line(shop: Shop, spec: str, message: str) -> None:
     [
         (["run"], "Missing option '--app'"),
         (["run", "--app", "shop"], "give it as module:attr"),
+        (["run", "--app", "shop.py:runner"], "give the module, not its file: shop:runner"),
+        (["run", "--app", "./jobs/shop.py:make"], "give the module, not its file: jobs.shop:make"),
+        (["run", "--app", "jobs/shop"], "give the module, not its file: jobs.shop:runner"),
         (["run", "--app", "shop:runner"], "give --database-url or set DATABASE_URL"),
         (["run", "--app", "shop:fails", "--database-url", "x"], "brings its own"),
         (["stats"], "Give --database-url or set DATABASE_URL"),
