@@ -109,7 +109,7 @@ def _keep(result: Result) -> None:
         plot(result, OUT)
     except ImportError:
         print(
-            "no picture: matplotlib is missing (pip install 'workers-pg[bench]')", file=sys.stderr
+            "no picture: pip install matplotlib (the extra `bench` of workers-pg)", file=sys.stderr
         )
 
 

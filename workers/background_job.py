@@ -20,7 +20,7 @@ from typing import (
 from . import connections
 from ._annotations import enclosing_frames
 from .backoff import Exponential
-from .config import check_name, check_priority, seconds
+from .config import YEAR, check_name, check_priority, seconds
 from .connections import (
     ENQUEUE,
     ENQUEUE_BATCH,
@@ -55,7 +55,7 @@ else:
 __all__ = ["MAX_DELAY", "BackgroundJob"]
 
 #: The longest `delay`: 100 years, which PostgreSQL's and Python's calendars both hold.
-MAX_DELAY = 100 * 365.25 * 86_400
+MAX_DELAY = 100 * YEAR
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field,))
@@ -158,9 +158,9 @@ class BackgroundJob(Generic[ContextT]):
         parameters = _parameters(cls, priority, queue, run_at, delay)
         if cls.deduplicated:
             parameters["data"] = [data]
-            return connections.run(conn, ENQUEUE_DEDUPLICATED, parameters, first_id)
+            return connections.run(cls, conn, ENQUEUE_DEDUPLICATED, parameters, first_id)
         parameters["data"] = data
-        return connections.run(conn, ENQUEUE, parameters, first_id)
+        return connections.run(cls, conn, ENQUEUE, parameters, first_id)
 
     @overload
     @classmethod
@@ -207,9 +207,9 @@ class BackgroundJob(Generic[ContextT]):
         parameters = _parameters(cls, priority, queue, run_at, delay)
         parameters["data"] = data
         if not data:
-            return connections.nothing(conn)
+            return connections.nothing(cls, conn)
         query = ENQUEUE_DEDUPLICATED if cls.deduplicated else ENQUEUE_BATCH
-        return connections.run(conn, query, parameters, all_ids)
+        return connections.run(cls, conn, query, parameters, all_ids)
 
 
 # A frozen dataclass can't derive from this one: a decorator that asks for it is refused where it stands, by dataclasses.
@@ -256,13 +256,15 @@ def _check_delay(delay: float | timedelta | None, run_at: datetime | None) -> fl
         return None
     if run_at is not None:
         raise ConfigurationError("give run_at or delay, not both")
-    waits = seconds("delay", delay)
-    if waits > MAX_DELAY:
-        raise ConfigurationError("delay is over 100 years")
-    return waits
+    return seconds("delay", delay, most=MAX_DELAY)
 
 
 def _encode_all(cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]]) -> list[str]:
+    if getattr(cls, "__abstractmethods__", None):
+        raise InvalidJobError(
+            f"{cls.__qualname__}.enqueue_batch: call it on one class, the jobs' own, such as SendEmail.enqueue_batch(...); "
+            "jobs of several classes need one call each"
+        )
     encode = describe(cls).codec.encode
     data = []
     for index, job in enumerate(jobs):

@@ -13,9 +13,14 @@ from typing import Protocol
 
 import msgspec
 
+from .config import YEAR, takes_one_argument
 from .errors import ConfigurationError
 
 __all__ = ["Backoff", "Exponential", "Fixed", "Linear", "as_backoff"]
+
+
+#: Seconds: what is longer is a mistake, and some numbers are no dates.
+_MOST = 100 * YEAR
 
 
 class Backoff(Protocol):
@@ -25,7 +30,7 @@ class Backoff(Protocol):
         """Seconds to wait after `attempt` attempts."""
 
 
-class Exponential(msgspec.Struct, frozen=True, kw_only=True):
+class Exponential(msgspec.Struct, frozen=True):
     """base * factor ** (attempt - 1) seconds, at most `cap`, spread by `jitter` (0.1: up to 10% more or less).
 
     The default is the original's 60 s * 2^n, with the jitter that keeps a burst of failures from coming back as a burst,
@@ -39,6 +44,7 @@ class Exponential(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check(base=self.base, cap=self.cap)
+        _check_numbers(factor=self.factor, jitter=self.jitter)
         if not self.factor >= 1:
             raise ConfigurationError(f"factor is {self.factor}: it must be at least 1")
         if not 0 <= self.jitter <= 1:
@@ -53,7 +59,7 @@ class Exponential(msgspec.Struct, frozen=True, kw_only=True):
         return seconds * (1 + self.jitter * (2 * random.random() - 1))
 
 
-class Linear(msgspec.Struct, frozen=True, kw_only=True):
+class Linear(msgspec.Struct, frozen=True):
     """step * attempt seconds, at most `cap`."""
 
     step: float = 60.0
@@ -93,22 +99,40 @@ def as_backoff(value: Backoff | Callable[[int], float | timedelta] | float | tim
 
     Raises ConfigurationError for anything else.
     """
-    if isinstance(value, timedelta):
-        return Fixed(value.total_seconds())
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return Fixed(float(value))
-    if hasattr(value, "delay"):
-        return value
-    if callable(value):
-        return _Function(value)
-    raise ConfigurationError(
-        f"backoff is {value!r}: use a strategy, a function of the attempt, or seconds"
-    )
+    given: object = value
+    if isinstance(given, timedelta):
+        given = given.total_seconds()
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        _check(backoff=given)
+        return Fixed(float(given))
+    if isinstance(given, type):
+        raise ConfigurationError(
+            f"backoff is the class {given.__name__}: call it, {given.__name__}(...)"
+        )
+    function = getattr(given, "delay", given)
+    if not callable(function):
+        raise ConfigurationError(
+            f"backoff is {value!r}: use a strategy, a function of the attempt, or seconds"
+        )
+    if not takes_one_argument(function):
+        raise ConfigurationError(
+            "backoff can't be called with one argument: use a function of the number of attempts made"
+        )
+    return value if hasattr(value, "delay") else _Function(function)
 
 
 def _check(**settings: float) -> None:
+    _check_numbers(**settings)
     for name, value in settings.items():
         if not 0 <= value < float("inf"):
             raise ConfigurationError(
                 f"{name} is {value}: it must be a finite number of seconds, 0 or more"
             )
+        if value > _MOST:
+            raise ConfigurationError(f"{name} is over 100 years, which is too long")
+
+
+def _check_numbers(**settings: object) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ConfigurationError(f"{name} is a {type(value).__name__}: it must be a number")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
 import socket
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 
@@ -14,13 +17,18 @@ from .errors import ConfigurationError
 from .job import MAX_PRIORITY, MIN_PRIORITY
 
 __all__ = [
+    "YEAR",
     "QueueConfig",
     "RunnerConfig",
     "check_name",
     "check_number",
     "check_priority",
     "seconds",
+    "takes_one_argument",
 ]
+
+#: In seconds. Nothing that a runner does takes longer.
+YEAR = 365.25 * 86_400
 
 #: Job types and queues. The migrations' SQL function for other languages checks the same pattern.
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
@@ -48,17 +56,32 @@ def check_number(what: str, value: object, least: int, most: int = 2**31 - 1) ->
     return int(value)
 
 
-def seconds(what: str, value: object, *, positive: bool = False) -> float:
-    """Return a finite duration, given in seconds or as a timedelta; raise ConfigurationError if it is none."""
+def seconds(what: str, value: object, *, positive: bool = False, most: float = YEAR) -> float:
+    """Return a duration, given in seconds or as a timedelta; raise ConfigurationError if it is none, or over `most`."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if not isinstance(value, int | float) or isinstance(value, bool):
         kind = type(value).__name__
         raise ConfigurationError(f"{what} is a {kind}: use seconds or a timedelta")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    # by comparisons only: there are integers that no float can hold
+    if not 0 <= value < math.inf or (positive and value == 0):
         wanted = "above 0" if positive else "0 or more"
         raise ConfigurationError(f"{what} is {value!r}: it must be finite and {wanted}")
+    if value > most:
+        limit = "a year" if most == YEAR else f"{most / YEAR:g} years"
+        raise ConfigurationError(f"{what} is over {limit}, which is too long")
     return float(value)
+
+
+def takes_one_argument(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with one positional argument, as far as can be seen."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
 
 
 class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):

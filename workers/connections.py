@@ -12,10 +12,11 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from psycopg import AsyncCursor, Cursor
+from psycopg import AsyncCursor, Cursor, ProgrammingError
 from psycopg.raw_cursor import RawCursorMixin
 from psycopg.rows import tuple_row
 
+from ._connection_advice import advice_on, missing_tables_note
 from .errors import UnsupportedConnectionError
 from .job import NewJob
 from .storage.base import Storage
@@ -37,6 +38,9 @@ __all__ = [
     "nothing",
     "run",
 ]
+
+#: SQLAlchemy's own dialects for other databases; there are more for PostgreSQL than its own.
+_NOT_POSTGRES = frozenset({"sqlite", "mysql", "mariadb", "mssql", "oracle"})
 
 T = TypeVar("T")
 Parameters = dict[str, Any]
@@ -127,7 +131,11 @@ def _psycopg(conn: Connection[Any], query: Query, parameters: Parameters, shape:
     # the user's own kind of cursor where it can be: it may be there for a proxy, or for tracing
     raw = _is_raw(conn.cursor_factory)
     cursor = Cursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
-    return shape(cursor.execute(query.text, _flat(parameters)).fetchall())
+    try:
+        return shape(cursor.execute(query.text, _flat(parameters)).fetchall())
+    except ProgrammingError as error:
+        missing_tables_note(error)
+        raise
 
 
 async def _psycopg_async(
@@ -135,8 +143,12 @@ async def _psycopg_async(
 ) -> T:
     raw = _is_raw(conn.cursor_factory)
     cursor = AsyncCursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
-    await cursor.execute(query.text, _flat(parameters))
-    return shape(await cursor.fetchall())
+    try:
+        await cursor.execute(query.text, _flat(parameters))
+        return shape(await cursor.fetchall())
+    except ProgrammingError as error:
+        missing_tables_note(error)
+        raise
 
 
 def _flat(parameters: Parameters) -> Parameters:
@@ -174,13 +186,34 @@ async def _pool_async(
 
 
 def _sqlalchemy(session: Any, query: Query, parameters: Parameters, shape: Shape[T]) -> T:
-    return shape(session.execute(query.clause, parameters).all())
+    try:
+        return shape(session.execute(query.clause, parameters).all())
+    except Exception as error:
+        _explain_sqlalchemy(session, error)
+        raise
 
 
 async def _sqlalchemy_async(
     session: Any, query: Query, parameters: Parameters, shape: Shape[T]
 ) -> T:
-    return shape((await session.execute(query.clause, parameters)).all())
+    try:
+        return shape((await session.execute(query.clause, parameters)).all())
+    except Exception as error:
+        _explain_sqlalchemy(session, error)
+        raise
+
+
+def _explain_sqlalchemy(session: Any, error: Exception) -> None:
+    """Add what is known of a failure. Afterwards, as routing sessions may not know their database any earlier."""
+    missing_tables_note(getattr(error, "orig", None) or error, note_on=error)
+    try:
+        bind = session if hasattr(session, "dialect") else session.get_bind()
+    except Exception:  # what is wrong may be just that
+        return
+    if (name := bind.dialect.name) in _NOT_POSTGRES:
+        raise UnsupportedConnectionError(
+            f"this SQLAlchemy connection is to {name}: use one of your PostgreSQL database"
+        ) from error
 
 
 def _django(conn: Any, query: Query, parameters: Parameters, shape: Shape[T]) -> T:
@@ -190,7 +223,11 @@ def _django(conn: Any, query: Query, parameters: Parameters, shape: Shape[T]) ->
             "for example connections['jobs']"
         )
     with conn.cursor() as cursor:
-        cursor.execute(query.text, _flat(parameters))
+        try:
+            cursor.execute(query.text, _flat(parameters))
+        except Exception as error:
+            missing_tables_note(error.__cause__, note_on=error)
+            raise
         return shape(cursor.fetchall())
 
 
@@ -235,24 +272,27 @@ def _kind_of(kind: type) -> Kind:
     for base in kind.__mro__:
         if found := _KINDS.get(f"{base.__module__}.{base.__qualname__}"):
             return found
-    what = f"{kind.__module__}.{kind.__qualname__}"
-    if kind is str:
-        what = "a string; connect first, with psycopg.connect(...) or a pool"
-    raise UnsupportedConnectionError(
-        f"can't enqueue on {what}. What works: a psycopg connection, cursor or pool, a SQLAlchemy 2 session or "
-        "connection, Django's connection. Any other driver can run SELECT workers_enqueue(...)"
-    )
+    raise UnsupportedConnectionError(advice_on(kind))
 
 
-def run(conn: Any, query: Query, parameters: Parameters, shape: Shape[Any]) -> Any:
+def run(caller: type, conn: Any, query: Query, parameters: Parameters, shape: Shape[Any]) -> Any:
     """Run `query` on `conn`; an awaitable where that is asynchronous. Raises UnsupportedConnectionError."""
-    return _kind_of(type(conn)).run(conn, query, parameters, shape)  # type: ignore[arg-type]  # a class is hashable
+    kind = _kind_of(type(conn))  # type: ignore[arg-type]  # a class is hashable
+    result = kind.run(conn, query, parameters, shape)
+    return _named(result, caller, shape) if kind.is_async else result
 
 
-def nothing(conn: Any) -> list[int | None] | Awaitable[list[int | None]]:
+def nothing(caller: type, conn: Any) -> list[int | None] | Awaitable[list[int | None]]:
     """The result of an empty batch, in the way of `conn`."""
     kind = _kind_of(type(conn))  # type: ignore[arg-type]  # a class is hashable
-    return _nothing() if kind.is_async else []
+    return _named(_nothing(), caller, all_ids) if kind.is_async else []
+
+
+def _named(coroutine: Any, caller: type, shape: Shape[Any]) -> Any:
+    """The same, under the name that Python warns of when it was never awaited: one that its user has written."""
+    method = "enqueue" if shape is first_id else "enqueue_batch"
+    coroutine.__qualname__ = f"{caller.__qualname__}.{method}"
+    return coroutine
 
 
 async def _nothing() -> list[int | None]:

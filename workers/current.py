@@ -25,6 +25,10 @@ class CurrentJob:
         self._deadline = deadline
         self._connection = connection
 
+    def __repr__(self) -> str:
+        job = self._job
+        return f"<CurrentJob {job.id} {job.job_type}, attempt {self.attempt}, queue {job.queue}>"
+
     @property
     def id(self) -> int:
         """The job's id: the same in every attempt."""

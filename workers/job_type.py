@@ -58,13 +58,31 @@ def _describe(cls: type[BackgroundJob[Any]]) -> JobType:
     return JobType(
         name=cls.job_name,
         job_class=cls,
-        codec=Codec(cls, cls.job_name, stable=cls.deduplicated),
+        codec=_codec(cls),
         policy=cls._workers_policy,
         queue=cls.queue,
         is_async=inspect.iscoroutinefunction(cls.run),
         timeout=None if cls.timeout is None else seconds("timeout", cls.timeout),
         transactional=cls.transactional,
     )
+
+
+def _codec(cls: type[BackgroundJob[Any]]) -> Codec[BackgroundJob[Any]]:
+    try:
+        return Codec(cls, cls.job_name, stable=cls.deduplicated)
+    except RegistrationError as error:
+        raise RegistrationError(f"{_culprit(cls)}{error}") from error
+
+
+def _culprit(cls: type[BackgroundJob[Any]]) -> str:
+    """The field without which `cls` could be stored, as the beginning of a message."""
+    for field in payload_fields(cls):
+        alone = dataclasses.make_dataclass(cls.__name__, [(field.name, field.type)])
+        try:
+            Codec(alone, cls.job_name)
+        except RegistrationError:
+            return f"{cls.__qualname__}.{field.name}: "
+    return ""
 
 
 def _repair_fields(cls: type[BackgroundJob[Any]]) -> None:

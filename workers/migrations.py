@@ -17,6 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from .dsn import read_dsn
 from .errors import MigrationError, UnsupportedConnectionError
 
 __all__ = ["check_migrations", "migrate", "migrations_sql"]
@@ -62,7 +63,8 @@ def migrate(target: Target) -> list[str] | Awaitable[list[str]]:
     and find nothing to do. Versions newer than this library's own are left alone.
 
     Returns the names of the migrations that were applied, oldest first; [] if there were none.
-    Raises MigrationError when the connection has no current schema, and psycopg.Error.
+    Raises MigrationError when the connection has no current schema, ConfigurationError for a DSN that can't be read, and
+    psycopg.Error.
     """
     return _run(target, _migrate)
 
@@ -130,15 +132,16 @@ def _load() -> list[Migration]:
 
 def _run(target: object, plan: Callable[[bool], Steps[T]]) -> T | Awaitable[T]:
     match target:
-        case str():
-            with psycopg.connect(target) as conn:
+        case str() | None:
+            with psycopg.connect(read_dsn(target)) as conn:
                 return _run_sync(conn, plan)
         case psycopg.Connection():
             return _run_sync(target, plan)
         case psycopg.AsyncConnection():
             return _run_async(target, plan)
-    kind = type(target).__qualname__
-    raise UnsupportedConnectionError(f"expected a DSN or a psycopg connection, not {kind}")
+    kind = f"{type(target).__module__}.{type(target).__qualname__}".removeprefix("builtins.")
+    advice = "; give one of its connections" if hasattr(target, "connection") else ""
+    raise UnsupportedConnectionError(f"expected a DSN or a psycopg connection, not {kind}{advice}")
 
 
 def _run_sync(conn: psycopg.Connection[Any], plan: Callable[[bool], Steps[T]]) -> T:

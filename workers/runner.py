@@ -17,7 +17,7 @@ from .handle import RunnerHandle, RunnerThread
 from .registry import Registry
 from .runtime.session import StallHandler
 from .runtime.supervisor import Supervisor
-from .storage import StorageTarget, open_storage, storage_of
+from .storage import StorageTarget, check_target, open_storage, storage_of
 
 __all__ = ["Runner"]
 
@@ -26,13 +26,15 @@ logger = logging.getLogger("workers")
 ContextT = TypeVar("ContextT")
 _Seconds = float | timedelta
 DEFAULT_QUEUE = "default"
+#: Of so many failed jobs `check_for_failed_jobs` shows the error.
+_SHOWN_FAILURES = 3
 
 
 class Runner(Generic[ContextT]):
     """Runs the jobs of registered types, with a number of workers for each queue.
 
-    `target` is an AsyncConnectionPool (an open one is left open, another is opened and closed), a DSN, or a Storage.
-    `context` is handed to every job.
+    `target` is an AsyncConnectionPool (an open one is left open, another is opened and closed), a DSN, or a Storage; it is
+    looked at here, and connected to at the start. `context` is handed to every job.
 
     `lease` (15 s): a session that does not renew it is dead. `grace` (30 s): what running jobs get at shutdown.
     `loop_stall_limit` (60 s): a blocked event loop is reported. `listen` (True): False to poll only. `max_batch` (500): the
@@ -59,7 +61,7 @@ class Runner(Generic[ContextT]):
             "max_batch": max_batch,
             "name": name,
         }
-        self._target = target
+        self._target = check_target(target)
         self._context = context
         self._config = RunnerConfig(
             **{field: value for field, value in given.items() if value is not None}
@@ -67,12 +69,18 @@ class Runner(Generic[ContextT]):
         self._registry = Registry()
         self._queues: dict[str, QueueConfig] = {}
         self._until_empty = False
+        self._started = False
+
+    def __repr__(self) -> str:
+        names = ", ".join(job_type.name for job_type in self._registry) or "no job types"
+        return f"<Runner {self._config.name}: {names}>"
 
     def register_job_type(self, job_class: type[BackgroundJob[ContextT]]) -> Self:
         """Run jobs of this class; its queue is worked from now on.
 
-        Raises RegistrationError if another registered class has its name.
+        Raises RegistrationError if another registered class has its name, and RunnerError after `start`.
         """
+        self._refuse_late("register job types")
         job_type = self._registry.register(job_class)
         self._queues.setdefault(job_type.queue, QueueConfig())
         return self
@@ -87,8 +95,9 @@ class Runner(Generic[ContextT]):
     ) -> Self:
         """Set how queue `name` is worked: jobs at a time (10), seconds between looks (1) and random addition (0.1).
 
-        Raises ConfigurationError.
+        Raises ConfigurationError, and RunnerError after `start`.
         """
+        self._refuse_late("configure queues")
         check_name("the queue's name", name)
         given = {"num_workers": num_workers, "poll_interval": poll_interval, "jitter": jitter}
         current = self._queues.get(name, QueueConfig())
@@ -112,8 +121,9 @@ class Runner(Generic[ContextT]):
     def shutdown_when_queue_empty(self) -> Self:
         """Shut down when a full scan finds nothing claimable and nothing runs in this runner.
 
-        Jobs that are scheduled, wait for a retry, or run elsewhere do not count.
+        Jobs that are scheduled, wait for a retry, or run elsewhere do not count. Raises RunnerError after `start`.
         """
+        self._refuse_late("call shutdown_when_queue_empty")
         self._until_empty = True
         return self
 
@@ -143,6 +153,7 @@ class Runner(Generic[ContextT]):
             until_empty=self._until_empty,
             on_stall=on_stall,
         )
+        self._started = True
         return RunnerHandle(supervisor)
 
     async def run(self, *, on_stall: StallHandler | None = None) -> list[int]:
@@ -185,8 +196,13 @@ class Runner(Generic[ContextT]):
         """Raise FailedJobsError if any job, dead ones included, has failed at least once. Meant for tests."""
         async with open_storage(self._target) as storage:
             count, job_ids = await storage.failed_jobs()
+            found = [await storage.find(job_id) for job_id in job_ids[:_SHOWN_FAILURES]]
         if count:
-            raise FailedJobsError(count, job_ids)
+            raise FailedJobsError(count, job_ids, [job for job in found if job is not None])
+
+    def _refuse_late(self, what: str) -> None:
+        if self._started:  # a running one would not notice, or only half of it
+            raise RunnerError(f"this Runner has been started: {what} before start()")
 
 
 def _on_signal(handle: RunnerHandle, number: signal.Signals) -> None:

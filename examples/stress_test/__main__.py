@@ -15,12 +15,12 @@ from workers import WorkersError
 from .database import prepare
 from .display import open_display
 from .options import parse
-from .play import play
+from .play import INTERRUPTION, play
 from .report import as_json, print_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Play; return 0 when no job was lost."""
+    """Play; return 0 when no job was lost, 130 when it was interrupted before the end."""
     options = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the embedded server, too
     console = Console(stderr=options.json)
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_report(console, result, options)
     if options.json:
         print(as_json(result))
-    return 0 if result.accounts.honest and not result.failed else 1
+    if not result.accounts.honest or result.failed:
+        return 1
+    return 130 if result.ended_by == INTERRUPTION else 0
 
 
 def _cause(error: Exception) -> Exception:

@@ -131,4 +131,9 @@ def _figures(tally: Iterable[Tally]) -> dict[str, Counter[str]]:
 
 
 def _rescue(message: Rescued) -> str:
-    return f"rescued {message.jobs} jobs of {message.name}: {message.reason}"
+    text = f"rescued {message.jobs} jobs of {message.name}"
+    if message.running is not None and message.jobs > message.running:
+        # an end that is told may not be written yet: not all others had never begun
+        others = message.jobs - message.running
+        text += f" ({others} of them were claimed, and not begun yet or just done)"
+    return f"{text}: {message.reason}"

@@ -13,7 +13,7 @@ from random import Random
 
 import msgspec
 
-from .messages import Finished, Message, Orders, Started, decode
+from .messages import Finished, Message, Orders, Rescued, Started, decode
 from .options import Options
 
 __all__ = ["Fleet", "kill_moments"]
@@ -52,6 +52,8 @@ class Fleet:
         self._dice = Random(options.seed)
         self._kills = kill_moments(self._dice, options)
         self._finished = 0
+        #: How many jobs each killed runner was running, once all that it told has been read.
+        self._left: dict[str, int] = {}
         self.killed = 0
         #: What made the run pointless: a runner that ended by itself.
         self.trouble = ""
@@ -106,6 +108,7 @@ class Fleet:
         if self._stopping:
             return
         if child.killed:
+            self._left[child.name] = len(child.running)
             await self._spawn()
         else:
             self.trouble = self.trouble or f"{child.name} ended by itself, with status {code}"
@@ -122,6 +125,8 @@ class Fleet:
                 case Finished(job=job):
                     child.running.discard(job)
                     self._finished += 1
+                case Rescued(name=name):
+                    message = msgspec.structs.replace(message, running=self._left.get(name))
             for hear in self._hear:
                 hear(message)
             if self._kills and self._finished >= self._kills[0]:

@@ -32,11 +32,12 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
 
 
 class Rescued(msgspec.Struct, frozen=True, tag=True):
-    """The jobs of a dead runner were given back."""
+    """The jobs of a dead runner were given back; `running` of them had begun, as far as it had told (the fleet knows)."""
 
     name: str
     jobs: int
     reason: str
+    running: int | None = None
 
 
 class News(msgspec.Struct, frozen=True, tag=True):

@@ -24,7 +24,14 @@ change their minds and roll back. Runners, which are processes of their own, wor
   ExploreArea    10 %  exploration     N            150 ms  3         300-1,200 ms
 
 What fails is tried again a second later, six times in all, and is a dead letter then. At the end a table shows what
-became of the jobs. lost = enqueued - completed - dead - still in the table. The exit status is 0 when no job was lost.
+became of the jobs:
+
+  lost       enqueued - completed - dead - still in the table
+  rescued    given back when their runner was killed, and run again: what it was running, and what it had claimed early
+  pick-up    from the commit of a request until a worker begins with its job: half of the jobs (p50), and all but one
+             in a hundred (p99), waited no longer. A backlog is part of it; see --rate
+
+The exit status is 0 when no job was lost, 1 when one was or the game can't be played, 130 after Ctrl-C.
 """
 
 EXAMPLES = """\

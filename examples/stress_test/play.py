@@ -19,7 +19,10 @@ from .ledger import Accounts, Ledger
 from .options import Options
 from .produce import PLAYERS, Producer
 
-__all__ = ["Result", "play"]
+__all__ = ["INTERRUPTION", "Result", "play"]
+
+#: What ends a game by Ctrl-C or SIGTERM.
+INTERRUPTION = "an interruption"
 
 #: Seconds between looks at the database, unless a look takes long.
 LOOK_EVERY = 0.2
@@ -107,7 +110,7 @@ class Game:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(max(LOOK_EVERY, 20 * (now - before)), end - now)):
                     await self._interrupted.wait()
-                    return "an interruption"
+                    return INTERRUPTION
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def print_report(console: Console, result: Result, options: Options) -> None:
     table.add_row("pick-up p50", *(_ms(account.pickup_p50_ms) for account in queues.values()))
     table.add_row("pick-up p99", *(_ms(account.pickup_p99_ms) for account in queues.values()))
     console.print(table)
-    for style, line in _verdict(result):
+    for style, line in _verdict(result, kept=options.database_url is not None):
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -55,12 +55,14 @@ def _title(result: Result, options: Options) -> str:
     return f"{result.seconds:.1f} s at --speed {options.speed:g}, --seed {options.seed}{ended}"
 
 
-def _verdict(result: Result) -> list[tuple[str, str]]:
+def _verdict(result: Result, *, kept: bool) -> list[tuple[str, str]]:
+    """What to say below the table; `kept`: the database is still there afterwards."""
     accounts = result.accounts
     waiting = _total(result, "waiting")
     lines = []
     if waiting:
-        lines.append(("", f"{waiting} jobs are still in the table, for whoever runs them next."))
+        then = "are still in the table, for whoever runs them next" if kept else "were not run"
+        lines.append(("", f"{waiting} jobs {then}."))
     if accounts.lost:
         lines.append(("red", f"LOST: {len(accounts.lost)} jobs, {_some(accounts.lost)}"))
     if accounts.ghosts:

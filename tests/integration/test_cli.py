@@ -40,9 +40,15 @@ def test_sql_needs_no_database(shop: Shop) -> None:
 def test_embedded_server_lasts_as_long_as_the_command(shop: Shop) -> None:
     with tempfile.TemporaryDirectory(prefix="workers-test-") as directory:
         data = Path(directory).resolve() / "data"
-        ended = shop.call("migrate", "--database-url", f"embedded:{data}")
+        data.parent.chmod(0o711)  # or the command would have to, and say so
+        url = f"embedded:{data}"
+        missing = shop.invoke("stats", "--database-url", url)
+        assert missing.err.startswith(f"Error: there is no embedded database in {data}")
+        assert (missing.code, data.exists()) == (1, False)
+        ended = shop.call("migrate", "--database-url", url)
         assert (ended.code, ended.err) == (0, "")
         assert (data / "PG_VERSION").exists()
+        assert shop.call("stats", "--database-url", url) == (0, "There are no jobs.\n", "")
         assert not (data / "postmaster.pid").exists()
 
 
@@ -138,6 +144,9 @@ def test_bad_app_is_one_clear_line(shop: Shop, spec: str, message: str) -> None:
     [
         (["run"], "Missing option '--app'"),
         (["run", "--app", "shop"], "give it as module:attr"),
+        (["run", "--app", "shop.py:runner"], "give the module, not its file: shop:runner"),
+        (["run", "--app", "./jobs/shop.py:make"], "give the module, not its file: jobs.shop:make"),
+        (["run", "--app", "jobs/shop"], "give the module, not its file: jobs.shop:runner"),
         (["run", "--app", "shop:runner"], "give --database-url or set DATABASE_URL"),
         (["run", "--app", "shop:fails", "--database-url", "x"], "brings its own"),
         (["stats"], "Give --database-url or set DATABASE_URL"),

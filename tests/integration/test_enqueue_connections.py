@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 
 import psycopg
 import pytest
+import sqlalchemy
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from tests.helpers.django_database import django_database
 from tests.helpers.enqueue_targets import ATOMIC, SETTLED, Target, open_target
@@ -185,6 +188,46 @@ def test_django_on_another_database_is_refused() -> None:
 
     with pytest.raises(UnsupportedConnectionError, match="sqlite"):
         Catch().enqueue(DatabaseWrapper({"NAME": ":memory:"}))
+
+
+def test_sqlalchemy_on_another_database_is_refused() -> None:
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect() as connection, Session(engine) as session:
+        for target in (connection, session, scoped_session(sessionmaker(engine))):
+            with pytest.raises(UnsupportedConnectionError, match="is to sqlite: use one of your"):
+                Catch().enqueue(target)
+        with pytest.raises(UnsupportedConnectionError, match="is to sqlite"):
+            Train.enqueue_batch(session, [Train()])
+    engine.dispose()
+
+
+def test_a_session_without_a_database_raises_its_own_error() -> None:
+    with pytest.raises(UnboundExecutionError):
+        Catch().enqueue(Session())
+
+
+@pytest.mark.parametrize("job", [Catch(), Train()], ids=["plain", "deduplicated"])
+@pytest.mark.parametrize("kind", SETTLED)
+def test_missing_tables_get_a_note(kind: str, job: Any, raw_database_url: str) -> None:
+    """In the driver's own error, which says only what is not there."""
+    with (
+        open_target(SETTLED[kind], raw_database_url) as target,
+        pytest.raises(Exception, match=r"background_jobs|workers_") as caught,
+    ):
+        target.end(job.enqueue(target.conn))
+    assert any("run `workers migrate`" in note for note in caught.value.__notes__)
+
+
+def test_a_missing_table_of_somebody_else_gets_none(conn: psycopg.Connection) -> None:
+    conn.execute(
+        """
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM nothing; END';
+        CREATE TRIGGER fail BEFORE INSERT ON background_jobs FOR EACH ROW EXECUTE FUNCTION fail();
+        """
+    )
+    with pytest.raises(psycopg.errors.UndefinedTable, match="nothing") as caught:
+        Catch().enqueue(conn)
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_a_pipeline_of_the_caller_is_joined(conn: psycopg.Connection) -> None:

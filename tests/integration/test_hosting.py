@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from tests.helpers.running import PATIENCE, World, eventually, make_runner
-from workers import BackgroundJob, MigrationError
+from workers import BackgroundJob, ConfigurationError, MigrationError
 from workers.runtime import crew
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,11 @@ def test_a_runner_in_a_thread(database_url: str, conn: psycopg.Connection) -> No
         world.wait_in_thread("ran")
         with pytest.raises(TimeoutError):
             thread.wait_for_shutdown(0.01)
+        soon: Any = "soon"
+        with pytest.raises(ConfigurationError, match="grace is a str"):
+            thread.shutdown(grace=soon)
+        assert repr(thread).startswith("<RunnerThread of <RunnerHandle session ")
+        assert repr(thread).endswith(", running>>")
     assert thread.wait_for_shutdown() == []
     thread.shutdown()
     assert world.seen == ["ran"]

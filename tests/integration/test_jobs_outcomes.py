@@ -228,6 +228,13 @@ async def test_check_for_failed_jobs(pool: AsyncPool, conn: psycopg.Connection) 
     await runner.check_for_failed_jobs()
     failing = Fail().enqueue(conn)
     await drain(pool, Fail, Note, context=World())
-    with pytest.raises(FailedJobsError, match="1 jobs failed") as caught:
+    with pytest.raises(FailedJobsError, match="1 job failed") as caught:
         await runner.check_for_failed_jobs()
     assert (caught.value.count, caught.value.job_ids) == (1, (failing,))
+    assert str(caught.value).endswith(f"\n  {failing} fail: ValueError: out of Pokéballs")
+    Fail.enqueue_batch(conn, [Fail()] * 5)
+    await drain(pool, Fail, Note, context=World())
+    with pytest.raises(FailedJobsError, match="6 jobs failed") as caught:
+        await runner.check_for_failed_jobs()
+    assert len(caught.value.job_ids) == 6
+    assert [job.job_type for job in caught.value.jobs] == ["fail"] * 3

@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
+from psycopg_pool import ConnectionPool
 
 from workers import migrations
 from workers.errors import MigrationError, UnsupportedConnectionError
@@ -178,3 +179,5 @@ def test_failing_migration_leaves_nothing(
 def test_other_objects_are_refused() -> None:
     with pytest.raises(UnsupportedConnectionError, match="not int"):
         migrate(1)  # type: ignore[call-overload]  # the mistake under test
+    with pytest.raises(UnsupportedConnectionError, match=r"ConnectionPool; give one of its conn"):
+        migrate(ConnectionPool(open=False))  # type: ignore[call-overload]  # likewise

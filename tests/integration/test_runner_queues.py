@@ -5,8 +5,8 @@ Rule 6, guarantee 7; and rows that wait for a time.
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -210,14 +210,38 @@ def test_starting_needs_a_loop() -> None:
 def test_what_a_runner_can_work_on() -> None:
     """A pool, a DSN or a Storage; settings are checked where they are given."""
     target: Any = 42
-    runner = Runner(target, World()).register_job_type(Mail)
-
-    async def start() -> None:
-        runner.start()
-
-    with pytest.raises(ConfigurationError, match=r"not on int"):
-        asyncio.run(start())
+    with pytest.raises(ConfigurationError, match=r"on int: give a DSN"):
+        Runner(target, World())
+    runner = Runner("postgresql://", World())
     with pytest.raises(ConfigurationError, match="num_workers"):
         runner.configure_default_queue(num_workers=0)
     with pytest.raises(ConfigurationError, match="grace"):
         Runner("postgresql://", None, grace=-1)
+
+
+async def test_what_is_configured_after_the_start_is_refused(pool: AsyncPool) -> None:
+    """It would not count, or only half; but the same configuration may be started again."""
+    runner = make_runner(pool, Mail)
+    assert repr(runner).endswith(": mail>")
+    async with runner.start() as handle:
+        late: list[Callable[[], object]] = [
+            lambda: runner.register_job_type(Report),
+            lambda: runner.configure_queue("notes", num_workers=1),
+            lambda: runner.configure_default_queue(num_workers=1),
+            runner.shutdown_when_queue_empty,
+        ]
+        for call in late:
+            with pytest.raises(RunnerError, match=r"has been started: .* before start\(\)"):
+                call()
+        assert repr(handle) == f"<RunnerHandle session {handle.session}, running>"
+        async with runner.start() as other:
+            assert other.session != handle.session
+    assert repr(handle).endswith(", ended>")
+
+
+async def test_a_start_that_failed_leaves_the_runner_as_it_was(pool: AsyncPool) -> None:
+    runner = Runner(pool, World())
+    with pytest.raises(ConfigurationError, match="no job type is registered"):
+        runner.start()
+    async with runner.register_job_type(Mail).start():
+        pass

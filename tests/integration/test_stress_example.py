@@ -129,10 +129,11 @@ def test_ctrl_c_ends_with_the_result(conn: psycopg.Connection, database_url: str
     assert list(conn.notifies(timeout=SECONDS, stop_after=1))  # jobs are being enqueued
     game.send_signal(signal.SIGINT)
     result, others = finish(game)
-    assert game.returncode == 0
+    assert game.returncode == 130
     assert result["lost"] == 0
     assert result["enqueued"] < 2000
     assert "ended by an interruption" in others
+    assert ("still in the table" in others) == bool(waiting(result))
 
 
 def test_database_without_tables_gets_a_clear_error(raw_database_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import pytest
@@ -21,6 +22,22 @@ class Quiet(BackgroundJob[Any]):
     """A base with a run method."""
 
     async def run(self, ctx: Any) -> None: ...
+
+
+def test_a_field_that_can_not_be_stored_is_named() -> None:
+    class Threads(Quiet):
+        number: int = 0
+        threads: list[Thread] | None = None
+
+    class Choices(Quiet):
+        choice: int | list[int] | set[int] = 0
+
+    with pytest.raises(
+        RegistrationError, match=r"Threads\.threads: .* type Thread, which can't be"
+    ):
+        describe(Threads)
+    with pytest.raises(RegistrationError, match=r"Choices\.choice: .*not supported"):
+        describe(Choices)
 
 
 def test_annotations_may_name_locals_and_what_comes_later() -> None:

@@ -227,8 +227,12 @@ def test_functions_are_settings_in_either_spelling(spelling: str) -> None:
         ("timeout", timedelta(-1), "timeout is -86400"),
         ("timeout", "1m", "timeout is a str"),
         ("backoff", "1m", "backoff is '1m'"),
-        ("backoff", -1, "seconds is -1"),
-        ("archive", "always", "archive is a str: use True, False, or a static method"),
+        ("backoff", -1, "backoff is -1: it must be a finite number of seconds"),
+        ("backoff", Exponential, r"backoff is the class Exponential: call it, Exponential\("),
+        ("backoff", lambda: 3, "backoff can't be called with one argument: use a function of"),
+        ("backoff", lambda attempt, job: 3, "backoff can't be called with one argument"),
+        ("timeout", 10**400, "timeout is over a year, which is too long"),
+        ("archive", "always", "archive is a str: use True, False, or a function of one argument"),
         ("archive", lambda self, job: True, "archive can't be called with one argument"),
     ],
 )
@@ -330,6 +334,11 @@ def test_a_setting_of_a_later_version_is_refused(name: str) -> None:
         ("max_attempt", "max_attempts"),
         ("timout", "timeout"),
         ("prioritiy", "priority"),
+        ("job_type", "job_name"),
+        ("dedup", "deduplicated"),
+        ("Queue", "queue"),
+        ("MAX_ATTEMPTS", "max_attempts"),
+        ("jobName", "job_name"),
     ],
 )
 def test_what_looks_like_a_setting_draws_a_warning(name: str, meant: str) -> None:
@@ -346,6 +355,9 @@ def test_what_does_not_look_like_a_setting_is_left_alone() -> None:
         retries: ClassVar[int] = 3
         template = "welcome.html"
         URL = "postgresql://"
+        QUEUES = ("a", "b")
+
+        class Priority: ...
 
         def max_retries(self) -> int:
             return 3

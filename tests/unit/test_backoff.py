@@ -42,6 +42,8 @@ def test_jitter_spreads() -> None:
 def test_linear_and_fixed() -> None:
     assert [Linear(step=5).delay(attempt) for attempt in (1, 2, 3)] == [5, 10, 15]
     assert Linear(step=5, cap=12).delay(3) == 12
+    assert [Linear(5, 12).delay(attempt) for attempt in (1, 3)] == [5, 12]
+    assert Exponential(1.0, jitter=0).delay(2) == 2
     assert [Fixed(3).delay(attempt) for attempt in (1, 9)] == [3, 3]
 
 
@@ -54,9 +56,12 @@ def test_what_means_a_strategy() -> None:
     assert as_backoff(lambda attempt: timedelta(hours=attempt)).delay(2) == 7200
 
 
-@pytest.mark.parametrize("value", [None, "5", True, object(), -1, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "value",
+    [None, "5", True, object(), -1, math.nan, math.inf, Linear, dict, lambda: 3, 1e300],
+)
 def test_what_means_none(value: Any) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match=r"^backoff "):
         as_backoff(value)
 
 
@@ -73,8 +78,14 @@ def test_what_means_none(value: Any) -> None:
         (Linear, {"step": -1}),
         (Linear, {"cap": -1}),
         (Fixed, {"seconds": math.nan}),
+        (Exponential, {"base": "1m"}),
+        (Exponential, {"factor": "2"}),
+        (Exponential, {"jitter": None}),
+        (Exponential, {"cap": True}),
+        (Linear, {"step": timedelta(1)}),
+        (Fixed, {"seconds": 10**400}),
     ],
 )
-def test_wrong_settings(strategy: Any, settings: dict[str, float]) -> None:
+def test_wrong_settings(strategy: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
         strategy(**settings)

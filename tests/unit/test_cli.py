@@ -37,8 +37,8 @@ def test_missing_extra_is_named(package: str) -> None:
         [sys.executable, "-c", WITHOUT, package], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        done.stderr == f"Error: the command line needs {package}: pip install 'workers-pg[cli]'\n"
+    assert done.stderr == (
+        f"Error: the command line needs more: pip install {package} (the extra `cli` of workers-pg)\n"
     )
 
 

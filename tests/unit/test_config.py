@@ -47,6 +47,7 @@ def test_durations_are_kept_as_seconds() -> None:
         ({"jitter": -1}, "jitter is -1: it must be finite and 0 or more"),
         ({"jitter": math.nan}, "jitter is nan"),
         ({"jitter": True}, "jitter is a bool"),
+        ({"poll_interval": timedelta(days=400)}, "poll_interval is over a year"),
     ],
 )
 def test_wrong_queue_settings(settings: dict[str, Any], message: str) -> None:
@@ -59,6 +60,8 @@ def test_wrong_queue_settings(settings: dict[str, Any], message: str) -> None:
     [
         ({"lease": 0}, "lease"),
         ({"lease": 0.5}, "at least 1 second"),
+        ({"lease": 1e300}, "lease is over a year, which is too long"),
+        ({"grace": 10**400}, "grace is over a year, which is too long"),
         ({"grace": -1}, "grace"),
         ({"loop_stall_limit": timedelta()}, "loop_stall_limit"),
         ({"listen": "no"}, "listen is a str"),

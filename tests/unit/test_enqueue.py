@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import field
 from datetime import UTC, datetime, timedelta
+from types import CoroutineType
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]  # publishes no types
+import django.db
+import psycopg2.extensions  # type: ignore[import-untyped]  # publishes no types
 import pytest
+from django.db.backends.utils import CursorWrapper
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool.base import _ConnectionFairy
 
 from workers import BackgroundJob, InvalidJobError, Priority, UnsupportedConnectionError
+from workers._connection_advice import advice_on
 from workers.job import NewJob
 from workers.storage.base import Storage
 
@@ -91,6 +102,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"delay": timedelta(seconds=-1)}, "delay is -1"),
     ({"delay": float("nan")}, "delay is nan"),
     ({"delay": timedelta(days=40_000)}, "delay is over 100 years"),
+    ({"delay": 10**400}, "delay is over 100 years, which is too long"),
     ({"delay": True}, "delay is a bool"),
     ({"priority": 32_768}, "priority is out of range"),
     ({"priority": "HIGH"}, "priority is a str"),
@@ -131,22 +143,74 @@ def test_a_batch_is_of_one_class(stranger: Any) -> None:
         _ = SendEmail.enqueue_batch(store, [Below(to="a")])
 
 
+def test_a_batch_of_several_classes_is_refused_with_advice() -> None:
+    with pytest.raises(
+        InvalidJobError, match=r"BackgroundJob\.enqueue_batch: call it on one class"
+    ):
+        _ = BackgroundJob.enqueue_batch(new_store(), [Quiet(), SendEmail(to="a")])
+
+
 @pytest.mark.parametrize(
     ("conn", "message"),
     [
-        ("postgresql://user:hidden@host/db", "a string; connect first"),
-        (None, "NoneType"),
-        (object(), r"builtins\.object\. What works: a psycopg connection"),
-        (Quiet, "builtins.type"),
+        ("postgresql://user:hidden@host/db", "str. A string is no connection: connect first"),
+        (None, "NoneType. Connect first"),
+        (object(), r"object\. What works: a psycopg connection, .*workers_enqueue"),
+        (Quiet, "type. What works"),
     ],
 )
 def test_what_is_no_connection(conn: Any, message: str) -> None:
-    with pytest.raises(UnsupportedConnectionError, match=f"can't enqueue on .*{message}") as caught:
+    with pytest.raises(
+        UnsupportedConnectionError, match=f"(?i)can't enqueue on .*{message}"
+    ) as caught:
         Quiet().enqueue(conn)
-    assert "workers_enqueue" in str(caught.value)
     assert "hidden" not in str(caught.value)
     with pytest.raises(UnsupportedConnectionError):
         Quiet.enqueue_batch(conn, [])
+
+
+@contextmanager
+def lent() -> Iterator[None]:
+    yield
+
+
+@asynccontextmanager
+async def lent_asynchronously() -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Engine, "with engine.begin() as conn: job.enqueue(conn)"),
+        (AsyncEngine, "async with engine.begin() as conn: await job.enqueue(conn)"),
+        (sessionmaker, "`with Session.begin() as session"),
+        (async_sessionmaker, "`async with Session.begin() as session"),
+        (_ConnectionFairy, "run SELECT workers_enqueue("),
+        (psycopg2.extensions.connection, "run SELECT workers_enqueue("),
+        (psycopg2.extensions.cursor, "run SELECT workers_enqueue("),
+        (asyncpg.Connection, "run SELECT workers_enqueue("),
+        (asyncpg.Pool, "run SELECT workers_enqueue("),
+        (type(django.db.connections), "connections['default']"),
+        (CursorWrapper, "django.db.connection"),
+        (type(lent()), "Enter it: `with"),
+        (type(lent_asynchronously()), "Enter it: `async with"),
+        (CoroutineType, "Await it first"),
+    ],
+)
+def test_what_is_almost_a_connection_gets_advice(kind: type, message: str) -> None:
+    assert message in advice_on(kind)
+
+
+@pytest.mark.parametrize("method", ["enqueue", "enqueue_batch"])
+def test_a_forgotten_await_is_named_as_the_user_wrote_it(method: str) -> None:
+    store = new_store()
+    forgotten: Any = (
+        Quiet().enqueue(store) if method == "enqueue" else Quiet.enqueue_batch(store, [Quiet()])
+    )
+    with pytest.warns(RuntimeWarning, match=rf"coroutine 'Quiet\.{method}' was never awaited"):
+        del forgotten
+    assert store.jobs == []
 
 
 def test_no_optional_library_is_imported() -> None:

@@ -13,8 +13,10 @@ _EXTRA = ("click", "rich")
 def main() -> None:
     """Run the command line in sys.argv, and exit."""
     if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
-        names = " and ".join(missing)
-        sys.exit(f"Error: the command line needs {names}: pip install 'workers-pg[cli]'")
+        names = " ".join(missing)
+        sys.exit(
+            f"Error: the command line needs more: pip install {names} (the extra `cli` of workers-pg)"
+        )
     from .commands import workers
 
     workers(prog_name="workers")

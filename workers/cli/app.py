@@ -24,6 +24,11 @@ _URL = "database_url"
 def load(spec: str) -> Any:
     """Import what `spec` names, with the current directory on sys.path. Raises ClickException."""
     name, _, path = spec.partition(":")
+    if name.endswith(".py") or "/" in name:
+        dotted = name.removesuffix(".py").replace(os.sep, "/").strip("./").replace("/", ".")
+        raise click.BadParameter(
+            f"give the module, not its file: {dotted}:{path or 'runner'}", param_hint="--app"
+        )
     if not all(part.isidentifier() for part in [*name.split("."), *path.split(".")]):
         raise click.BadParameter(
             "give it as module:attr, such as shop.jobs:runner", param_hint="--app"

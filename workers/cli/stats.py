@@ -49,7 +49,7 @@ def stats(database_url: str | None, as_json: bool) -> None:
       workers stats
       workers stats --json | jq .total.dead
     """
-    dsn = require(database_url)
+    dsn = require(database_url, create=False)
     with connect(dsn) as conn:
         check_migrations(conn)
     rows = asyncio.run(_read(dsn))
