@@ -218,7 +218,7 @@ def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
         import uvloop
     except ImportError:
         raise click.ClickException(
-            "uvloop is not installed: pip install 'workers-pg[uvloop]'"
+            "uvloop is not installed: pip install uvloop (the extra `uvloop` of workers-pg)"
         ) from None
     return uvloop.new_event_loop
 
