@@ -121,6 +121,11 @@ class SessionKeeper:
         """Start the thread; `started` gets the session's id, or the error."""
         self._thread.start()
 
+    @property
+    def begun(self) -> bool:
+        """Whether `start` was called."""
+        return self._thread.ident is not None
+
     def stop(self, *, give_back: bool = True) -> None:
         """End the session; `ended` gets the number of jobs that went back. Returns at once."""
         self._give_back = give_back

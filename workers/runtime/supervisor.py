@@ -41,6 +41,8 @@ __all__ = ["Supervisor"]
 
 logger = logging.getLogger("workers")
 
+#: Seconds that a session gets to begin and end at once, when the runner is shut down while it starts.
+_START_SECONDS = 1.0
 #: After the grace, seconds for outcomes to be written.
 _WRITE_SECONDS = 5.0
 
@@ -203,11 +205,13 @@ class Supervisor:
                 continue
             break
         self._keeper.stop()
-        if (
-            not self._keeper.started.done()
-        ):  # whatever it waits for, it will see that it is not wanted
-            return
-        released = await asyncio.wrap_future(self._keeper.ended)
+        ended = asyncio.wrap_future(self._keeper.ended)
+        if not self._keeper.started.done():
+            # a server that says nothing is not waited for; if it does yet, the thread sees that nobody wants a session
+            await asyncio.wait([ended], timeout=_START_SECONDS if self._keeper.begun else 0)
+            if not ended.done():
+                return
+        released = await ended
         session = self.ledger.session
         more = f", which gave back {released} jobs" if released else ""
         logger.info("runner stopped: session %d%s", session, more, extra={"session": session})
