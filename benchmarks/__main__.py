@@ -18,7 +18,7 @@ from .bench import Options, Scale
 from .cost import python_time, telemetry_cost
 from .drain import drain, drain_best
 from .drain2 import drain2
-from .enqueue import enqueue, enqueue_batch, enqueue_quiet
+from .enqueue import enqueue, enqueue_batch, enqueue_copy, enqueue_quiet
 from .goals import judge
 from .idle import idle
 from .latency import latency
@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[Options], Result]] = {
     "enqueue": enqueue,
     "enqueue_quiet": enqueue_quiet,
     "enqueue_batch": enqueue_batch,
+    "enqueue_copy": enqueue_copy,
     "sleep": sleep,
     "sleep_1000": sleep_1000,
     "backlog": backlog,

@@ -12,7 +12,7 @@ from .bench import Options, fresh_schema, interleave, rows
 from .jobs import Noop
 from .report import Pair, Result, Sample, summarize
 
-__all__ = ["Connection", "enqueue", "enqueue_batch", "enqueue_quiet"]
+__all__ = ["Connection", "enqueue", "enqueue_batch", "enqueue_copy", "enqueue_quiet"]
 
 _BARE = """
 WITH job AS (
@@ -26,6 +26,7 @@ _BARE_BATCH = """
 INSERT INTO background_jobs (job_type, queue, data)
 SELECT 'noop', 'default', data::jsonb FROM unnest(%s::text[]) AS data RETURNING id
 """
+_BARE_COPY = "COPY background_jobs (job_type, queue, data) FROM STDIN"
 Connection = psycopg.Connection[Any]
 #: Enqueues that many jobs.
 Side = Callable[[Connection, int], None]
@@ -71,6 +72,21 @@ def enqueue_batch(options: Options) -> Result:
 
     n = options.pick(full=20_000, quick=5_000, tiny=100)
     return summarize(Result, "enqueue_batch", n, _pairs(options, n, library, bare))
+
+
+def enqueue_copy(options: Options) -> Result:
+    """The same number without ids, in pairs with a bare COPY of payloads that are made beforehand."""
+
+    def library(conn: Connection, n: int) -> None:
+        Noop.enqueue_batch(conn, [Noop(number=number) for number in range(n)], return_ids=False)
+
+    def bare(conn: Connection, n: int) -> None:
+        text = "".join([f"noop\tdefault\t{_payload(number)}\n" for number in range(n)])
+        with conn.cursor().copy(_BARE_COPY) as stream:
+            stream.write(text)
+
+    n = options.pick(full=20_000, quick=5_000, tiny=100)
+    return summarize(Result, "enqueue_copy", n, _pairs(options, n, library, bare))
 
 
 def _payload(number: int) -> str:

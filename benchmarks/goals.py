@@ -39,6 +39,7 @@ GOALS: dict[str, list[Goal]] = {
     "enqueue": [Goal("ratio", least=0.85)],
     "enqueue_quiet": [Goal("ratio", least=0.9)],
     "enqueue_batch": [Goal("ratio", least=0.8)],
+    "enqueue_copy": [Goal("ratio", least=0.8)],
     "sleep": [Goal("ratio", least=0.95)],
     "sleep_1000": [Goal("ratio", least=0.95)],
     "backlog": [Goal("ratio", most=1.2)],

@@ -12,6 +12,7 @@ from typing import (
     Any,
     ClassVar,
     Generic,
+    Literal,
     Self,
     dataclass_transform,
     overload,
@@ -19,16 +20,18 @@ from typing import (
 
 from . import connections
 from ._annotations import enclosing_frames
+from ._enqueueing import MAX_DELAY, encode_all, parameters
 from .backoff import Exponential
-from .config import YEAR, check_name, check_priority, seconds
 from .connections import (
     ENQUEUE,
     ENQUEUE_BATCH,
+    ENQUEUE_COPY,
     ENQUEUE_DEDUPLICATED,
     AsyncConnectionLike,
     SyncConnectionLike,
     all_ids,
     first_id,
+    no_ids,
 )
 from .declaration import (
     ArchivePolicy,
@@ -38,7 +41,6 @@ from .declaration import (
     refuse_clashes,
     take_name,
 )
-from .errors import ConfigurationError, InvalidJobError
 from .job_type import JobType, describe
 from .lifecycle import JobPolicy
 
@@ -53,9 +55,6 @@ else:
     ContextT = TypeVar("ContextT", contravariant=True)
 
 __all__ = ["MAX_DELAY", "BackgroundJob"]
-
-#: The longest `delay`: 100 years, which PostgreSQL's and Python's calendars both hold.
-MAX_DELAY = 100 * YEAR
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field,))
@@ -155,12 +154,12 @@ class BackgroundJob(Generic[ContextT]):
         """
         cls = type(self)
         data = (cls._workers_type or describe(cls)).codec.encode(self)
-        parameters = _parameters(cls, priority, queue, run_at, delay)
+        given = parameters(cls, priority, queue, run_at, delay)
         if cls.deduplicated:
-            parameters["data"] = [data]
-            return connections.run(cls, conn, ENQUEUE_DEDUPLICATED, parameters, first_id)
-        parameters["data"] = data
-        return connections.run(cls, conn, ENQUEUE, parameters, first_id)
+            given["data"] = [data]
+            return connections.run(cls, conn, ENQUEUE_DEDUPLICATED, given, first_id)
+        given["data"] = data
+        return connections.run(cls, conn, ENQUEUE, given, first_id)
 
     @overload
     @classmethod
@@ -173,7 +172,22 @@ class BackgroundJob(Generic[ContextT]):
         queue: str | None = None,
         run_at: datetime | None = None,
         delay: float | timedelta | None = None,
+        return_ids: Literal[True] = True,
     ) -> list[int | None]: ...
+
+    @overload
+    @classmethod
+    def enqueue_batch(
+        cls,
+        conn: SyncConnectionLike,
+        jobs: Iterable[Self],
+        *,
+        priority: int | None = None,
+        queue: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+        return_ids: Literal[False],
+    ) -> None: ...
 
     @overload
     @classmethod
@@ -186,7 +200,22 @@ class BackgroundJob(Generic[ContextT]):
         queue: str | None = None,
         run_at: datetime | None = None,
         delay: float | timedelta | None = None,
+        return_ids: Literal[True] = True,
     ) -> Coroutine[Any, Any, list[int | None]]: ...
+
+    @overload
+    @classmethod
+    def enqueue_batch(
+        cls,
+        conn: AsyncConnectionLike,
+        jobs: Iterable[Self],
+        *,
+        priority: int | None = None,
+        queue: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+        return_ids: Literal[False],
+    ) -> Coroutine[Any, Any, None]: ...
 
     @classmethod
     def enqueue_batch(
@@ -198,82 +227,23 @@ class BackgroundJob(Generic[ContextT]):
         queue: str | None = None,
         run_at: datetime | None = None,
         delay: float | timedelta | None = None,
+        return_ids: bool = True,
     ) -> Any:
         """Write all `jobs`, of exactly this class, or none, in one round trip; return their ids in order.
 
-        The keywords and errors are those of `enqueue`.
+        The keywords and errors are those of `enqueue`. `return_ids=False` is for bulk loads: on psycopg connections the jobs
+        are streamed by COPY, so that `jobs` may be a generator of millions, and None is returned.
         """
-        data = _encode_all(cls, jobs)
-        parameters = _parameters(cls, priority, queue, run_at, delay)
-        parameters["data"] = data
-        if not data:
-            return connections.nothing(cls, conn)
+        given = parameters(cls, priority, queue, run_at, delay)
+        payloads, shape = encode_all(cls, jobs), all_ids if return_ids else no_ids
+        if not return_ids and not cls.deduplicated:
+            return connections.run(cls, conn, ENQUEUE_COPY, given | {"data": payloads}, shape)
+        if not (data := list(payloads)):
+            return connections.nothing(cls, conn, shape)
         query = ENQUEUE_DEDUPLICATED if cls.deduplicated else ENQUEUE_BATCH
-        return connections.run(cls, conn, query, parameters, all_ids)
+        return connections.run(cls, conn, query, given | {"data": data}, shape)
 
 
 # A frozen dataclass can't derive from this one: a decorator that asks for it is refused where it stands, by dataclasses.
 dataclasses.dataclass(kw_only=True)(BackgroundJob)  # type: ignore[type-abstract]  # it takes any class
 BackgroundJob.__abstractmethods__ = frozenset({"run"})  # type: ignore[attr-defined]
-
-
-def _parameters(
-    cls: type[BackgroundJob[Any]],
-    priority: int | None,
-    queue: str | None,
-    run_at: datetime | None,
-    delay: float | timedelta | None,
-) -> dict[str, Any]:
-    """The parameters of every enqueue statement, but for the data."""
-    if priority is not None or queue is not None or run_at is not None or delay is not None:
-        try:
-            priority = None if priority is None else check_priority("priority", priority)
-            queue = None if queue is None else check_name("queue", queue)
-            _check_time(run_at)
-            delay = _check_delay(delay, run_at)
-        except ConfigurationError as error:
-            raise InvalidJobError(f"job {cls.job_name!r}: {error}") from None
-    return {
-        "job_type": cls.job_name,
-        "queue": cls.queue if queue is None else queue,
-        "priority": int(cls.priority) if priority is None else priority,
-        "run_at": run_at,
-        "delay": delay,
-    }
-
-
-def _check_time(run_at: datetime | None) -> None:
-    if run_at is None:
-        return
-    if not isinstance(run_at, datetime):
-        raise ConfigurationError(f"run_at is a {type(run_at).__name__}: use an aware datetime")
-    if run_at.utcoffset() is None:
-        raise ConfigurationError("run_at has no time zone: use datetime.now(UTC) and the like")
-
-
-def _check_delay(delay: float | timedelta | None, run_at: datetime | None) -> float | None:
-    if delay is None:
-        return None
-    if run_at is not None:
-        raise ConfigurationError("give run_at or delay, not both")
-    return seconds("delay", delay, most=MAX_DELAY)
-
-
-def _encode_all(cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]]) -> list[str]:
-    if getattr(cls, "__abstractmethods__", None):
-        raise InvalidJobError(
-            f"{cls.__qualname__}.enqueue_batch: call it on one class, the jobs' own, such as SendEmail.enqueue_batch(...); "
-            "jobs of several classes need one call each"
-        )
-    encode = describe(cls).codec.encode
-    data = []
-    for index, job in enumerate(jobs):
-        if type(job) is not cls:
-            raise InvalidJobError(
-                f"jobs[{index}] is a {type(job).__qualname__}: a batch of {cls.__qualname__} takes exactly that class"
-            )
-        try:
-            data.append(encode(job))
-        except InvalidJobError as error:
-            raise InvalidJobError(f"jobs[{index}]: {error}") from None
-    return data

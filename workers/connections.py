@@ -7,16 +7,19 @@ A row runs one statement in the transaction that the caller has open, or, in aut
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from psycopg import AsyncCursor, Cursor, ProgrammingError
+from psycopg.pq import PipelineStatus
 from psycopg.raw_cursor import RawCursorMixin
 from psycopg.rows import tuple_row
 
 from ._connection_advice import advice_on, missing_tables_note
+from ._connection_types import AsyncConnectionLike, SyncConnectionLike
+from .copying import copy, copy_async
 from .errors import UnsupportedConnectionError
 from .job import NewJob
 from .storage.base import Storage
@@ -30,11 +33,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ENQUEUE",
     "ENQUEUE_BATCH",
+    "ENQUEUE_COPY",
     "ENQUEUE_DEDUPLICATED",
     "AsyncConnectionLike",
     "SyncConnectionLike",
     "all_ids",
     "first_id",
+    "no_ids",
     "nothing",
     "run",
 ]
@@ -45,45 +50,6 @@ _NOT_POSTGRES = frozenset({"sqlite", "mysql", "mariadb", "mssql", "oracle"})
 T = TypeVar("T")
 Parameters = dict[str, Any]
 Shape = Callable[[Sequence[Sequence[Any]]], T]
-
-
-# Types ------------------------------------------------------------------------------------------
-
-
-class SQLAlchemyLike(Protocol):
-    """SQLAlchemy's Session, scoped_session and Connection."""
-
-    def begin_nested(self) -> AbstractContextManager[Any]: ...
-
-
-class AsyncSQLAlchemyLike(Protocol):
-    """SQLAlchemy's AsyncSession, async_scoped_session and AsyncConnection."""
-
-    def begin_nested(self) -> AbstractAsyncContextManager[Any]: ...
-
-
-class DjangoLike(Protocol):
-    """Django's `connection` and `connections["name"]`."""
-
-    vendor: Any
-    in_atomic_block: Any
-
-    def cursor(self) -> Any: ...
-
-
-if TYPE_CHECKING:
-    SyncConnectionLike = (
-        Connection[Any] | Cursor[Any] | ConnectionPool[Any] | SQLAlchemyLike | DjangoLike
-    )
-    AsyncConnectionLike = (
-        AsyncConnection[Any]
-        | AsyncCursor[Any]
-        | AsyncConnectionPool[Any]
-        | AsyncSQLAlchemyLike
-        | Storage
-    )
-else:
-    SyncConnectionLike = AsyncConnectionLike = Any
 
 
 # Statements -------------------------------------------------------------------------------------
@@ -111,6 +77,8 @@ class Query:
 ENQUEUE = Query("enqueue")
 ENQUEUE_BATCH = Query("enqueue_batch")
 ENQUEUE_DEDUPLICATED = Query("enqueue_deduplicated")
+#: Many ordinary jobs whose ids nobody wants: COPY where the connection can, else as a batch. Its data may be any iterable.
+ENQUEUE_COPY = Query("enqueue_batch")
 
 
 def first_id(rows: Sequence[Sequence[Any]]) -> int | None:
@@ -124,38 +92,59 @@ def all_ids(rows: Sequence[Sequence[Any]]) -> list[int | None]:
     return [row[0] for row in rows]
 
 
+def no_ids(rows: Sequence[Sequence[Any]]) -> None:
+    """Nobody wants to know."""
+
+
 # Kinds ------------------------------------------------------------------------------------------
 
 
 def _psycopg(conn: Connection[Any], query: Query, parameters: Parameters, shape: Shape[T]) -> T:
+    if query is ENQUEUE_COPY and _can_copy(conn):
+        with _explained():
+            copy(conn, parameters)
+        return shape(())
     # the user's own kind of cursor where it can be: it may be there for a proxy, or for tracing
     raw = _is_raw(conn.cursor_factory)
     cursor = Cursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
-    try:
+    with _explained():
         return shape(cursor.execute(query.text, _flat(parameters)).fetchall())
-    except ProgrammingError as error:
-        missing_tables_note(error)
-        raise
 
 
 async def _psycopg_async(
     conn: AsyncConnection[Any], query: Query, parameters: Parameters, shape: Shape[T]
 ) -> T:
+    if query is ENQUEUE_COPY and _can_copy(conn):
+        with _explained():
+            await copy_async(conn, parameters)
+        return shape(())
     raw = _is_raw(conn.cursor_factory)
     cursor = AsyncCursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
-    try:
+    with _explained():
         await cursor.execute(query.text, _flat(parameters))
         return shape(await cursor.fetchall())
-    except ProgrammingError as error:
-        missing_tables_note(error)
-        raise
 
 
 def _flat(parameters: Parameters) -> Parameters:
-    """The same with a list of payloads written as an array's text, which psycopg would do element by element."""
-    if type(parameters["data"]) is list:
+    """The same with payloads, where there are many, as the text of an array: psycopg would write it element by element."""
+    if type(parameters["data"]) is not str:
         parameters["data"] = text_array(parameters["data"])
     return parameters
+
+
+def _can_copy(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
+    """Not in pipeline mode."""
+    return conn.pgconn.pipeline_status == PipelineStatus.OFF
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say what to do about an error of psycopg's."""
+    try:
+        yield
+    except ProgrammingError as error:
+        missing_tables_note(error)
+        raise
 
 
 def _is_raw(cursor_factory: type) -> bool:
@@ -244,15 +233,17 @@ class Kind(NamedTuple):
 
     run: Callable[[Any, Query, Parameters, Shape[Any]], Any]
     is_async: bool = False
+    #: Whether `run` takes payloads one by one.
+    streams: bool = False
 
 
 _KINDS = {
-    "psycopg.Connection": Kind(_psycopg),
-    "psycopg.AsyncConnection": Kind(_psycopg_async, is_async=True),
-    "psycopg.Cursor": Kind(_cursor),
-    "psycopg.AsyncCursor": Kind(_cursor_async, is_async=True),
-    "psycopg_pool.pool.ConnectionPool": Kind(_pool),
-    "psycopg_pool.pool_async.AsyncConnectionPool": Kind(_pool_async, is_async=True),
+    "psycopg.Connection": Kind(_psycopg, streams=True),
+    "psycopg.AsyncConnection": Kind(_psycopg_async, is_async=True, streams=True),
+    "psycopg.Cursor": Kind(_cursor, streams=True),
+    "psycopg.AsyncCursor": Kind(_cursor_async, is_async=True, streams=True),
+    "psycopg_pool.pool.ConnectionPool": Kind(_pool, streams=True),
+    "psycopg_pool.pool_async.AsyncConnectionPool": Kind(_pool_async, is_async=True, streams=True),
     "sqlalchemy.engine.base.Connection": Kind(_sqlalchemy),
     "sqlalchemy.orm.session.Session": Kind(_sqlalchemy),
     "sqlalchemy.orm.scoping.scoped_session": Kind(_sqlalchemy),
@@ -278,14 +269,16 @@ def _kind_of(kind: type) -> Kind:
 def run(caller: type, conn: Any, query: Query, parameters: Parameters, shape: Shape[Any]) -> Any:
     """Run `query` on `conn`; an awaitable where that is asynchronous. Raises UnsupportedConnectionError."""
     kind = _kind_of(type(conn))  # type: ignore[arg-type]  # a class is hashable
+    if query is ENQUEUE_COPY and not kind.streams:
+        parameters["data"] = list(parameters["data"])
     result = kind.run(conn, query, parameters, shape)
     return _named(result, caller, shape) if kind.is_async else result
 
 
-def nothing(caller: type, conn: Any) -> list[int | None] | Awaitable[list[int | None]]:
+def nothing(caller: type, conn: Any, shape: Shape[Any]) -> Any:
     """The result of an empty batch, in the way of `conn`."""
     kind = _kind_of(type(conn))  # type: ignore[arg-type]  # a class is hashable
-    return _named(_nothing(), caller, all_ids) if kind.is_async else []
+    return _named(_nothing(shape), caller, shape) if kind.is_async else shape(())
 
 
 def _named(coroutine: Any, caller: type, shape: Shape[Any]) -> Any:
@@ -295,5 +288,5 @@ def _named(coroutine: Any, caller: type, shape: Shape[Any]) -> Any:
     return coroutine
 
 
-async def _nothing() -> list[int | None]:
-    return []
+async def _nothing(shape: Shape[T]) -> T:
+    return shape(())

@@ -166,6 +166,8 @@ def enqueues(
     assert_type(job.enqueue(connection, queue="slow"), int | None)
     assert_type(SendEmail.enqueue_batch(conn, [job], run_at=datetime.now(UTC)), list[int | None])
     assert_type(SendEmail.enqueue_batch(session, (job for _ in range(3))), list[int | None])
+    written: None = SendEmail.enqueue_batch(conn, [job], return_ids=False)
+    assert written is None
     try:
         job.enqueue("postgresql://")  # type: ignore[call-overload]
     except UnsupportedConnectionError:
@@ -191,6 +193,7 @@ async def enqueues_async(
     assert_type(await job.enqueue(connection), int | None)
     Resize.enqueue_batch(conn, [job])  # type: ignore[unused-coroutine]  # a forgotten await
     assert_type(await Resize.enqueue_batch(session, [job]), list[int | None])
+    await Resize.enqueue_batch(conn, (Resize(path="b.png") for _ in range(9)), return_ids=False)
 
 
 class Transfer(BackgroundJob[AppContext]):

@@ -1,0 +1,81 @@
+"""What `enqueue` and `enqueue_batch` check and encode before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from .config import YEAR, check_name, check_priority, seconds
+from .errors import ConfigurationError, InvalidJobError
+from .job_type import describe
+
+if TYPE_CHECKING:
+    from .background_job import BackgroundJob
+
+__all__ = ["MAX_DELAY", "encode_all", "parameters"]
+
+#: The longest `delay`: 100 years, which PostgreSQL's and Python's calendars both hold.
+MAX_DELAY = 100 * YEAR
+
+
+def parameters(
+    cls: type[BackgroundJob[Any]],
+    priority: int | None,
+    queue: str | None,
+    run_at: datetime | None,
+    delay: float | timedelta | None,
+) -> dict[str, Any]:
+    """The parameters of every enqueue statement, but for the data."""
+    if priority is not None or queue is not None or run_at is not None or delay is not None:
+        try:
+            priority = None if priority is None else check_priority("priority", priority)
+            queue = None if queue is None else check_name("queue", queue)
+            _check_time(run_at)
+            delay = _check_delay(delay, run_at)
+        except ConfigurationError as error:
+            raise InvalidJobError(f"job {cls.job_name!r}: {error}") from None
+    return {
+        "job_type": cls.job_name,
+        "queue": cls.queue if queue is None else queue,
+        "priority": int(cls.priority) if priority is None else priority,
+        "run_at": run_at,
+        "delay": delay,
+    }
+
+
+def _check_time(run_at: datetime | None) -> None:
+    if run_at is None:
+        return
+    if not isinstance(run_at, datetime):
+        raise ConfigurationError(f"run_at is a {type(run_at).__name__}: use an aware datetime")
+    if run_at.utcoffset() is None:
+        raise ConfigurationError("run_at has no time zone: use datetime.now(UTC) and the like")
+
+
+def _check_delay(delay: float | timedelta | None, run_at: datetime | None) -> float | None:
+    if delay is None:
+        return None
+    if run_at is not None:
+        raise ConfigurationError("give run_at or delay, not both")
+    return seconds("delay", delay, most=MAX_DELAY)
+
+
+def encode_all(cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]]) -> Iterator[str]:
+    """The payloads of `jobs`, one by one. Raises InvalidJobError that says which one is wrong."""
+    if getattr(cls, "__abstractmethods__", None):
+        raise InvalidJobError(
+            f"{cls.__qualname__}.enqueue_batch: call it on one class, the jobs' own, such as SendEmail.enqueue_batch(...); "
+            "jobs of several classes need one call each"
+        )
+    encode = describe(cls).codec.encode
+    for index, job in enumerate(jobs):
+        if type(job) is not cls:
+            raise InvalidJobError(
+                f"jobs[{index}] is a {type(job).__qualname__}: a batch of {cls.__qualname__} takes exactly that class"
+            )
+        try:
+            text = encode(job)
+        except InvalidJobError as error:
+            raise InvalidJobError(f"jobs[{index}]: {error}") from None
+        yield text
