@@ -150,9 +150,8 @@ def check(
     """
     expected = {job for job in enqueued if job is not None}
     runs: dict[int, list[Event]] = defaultdict(list)
-    interrupted: dict[str, list[float]] = defaultdict(
-        list
-    )  # process -> when it was killed or stopped
+    # process -> when it was killed or stopped, as the test saw it: a moment before it came about
+    interrupted: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if event.what in ("start", "end", "broken"):
             runs[event.job].append(event)
@@ -172,6 +171,10 @@ def check(
     )
 
 
+#: A signal is noted before it is sent; a job may begin in between.
+_MOMENT = 0.5
+
+
 def _overlap(run: list[Event], interrupted: Mapping[str, Sequence[float]]) -> bool:
     """Whether a start came between the start and the end of another attempt, in a process that was not interfered with."""
     ends = {event.token: event.at for event in run if event.what != "start"}
@@ -179,7 +182,7 @@ def _overlap(run: list[Event], interrupted: Mapping[str, Sequence[float]]) -> bo
     for earlier, later in itertools.pairwise(starts):
         hits = interrupted.get(earlier.process, ())
         if later.at < ends.get(earlier.token, float("inf")) and not any(
-            earlier.at <= hit <= later.at for hit in hits
+            earlier.at - _MOMENT <= hit <= later.at for hit in hits
         ):
             return True
     return False

@@ -250,3 +250,28 @@ async def test_whatever_run_returns_is_awaited_if_it_can_be(
     assert sorted(world.seen) == ["coroutine", "object"]
     query = "SELECT data->>'what', last_error LIKE '%later' || chr(10) FROM background_jobs"
     assert conn.execute(query).fetchall() == [("failure", True)]
+
+
+async def test_what_is_thrown_into_a_job_finds_its_own_context(
+    pool: AsyncPool, conn: psycopg.Connection
+) -> None:
+    """A timeout strikes by an exception, not by a value; `except` and `finally` are the job's code too."""
+
+    class Late(BackgroundJob[World]):
+        async def run(self, ctx: World) -> None:
+            tenant.set("its own")
+            try:
+                async with asyncio.timeout(0.01):
+                    await asyncio.sleep(10)
+            except TimeoutError:
+                ctx.note(tenant.get())
+            tenant.set("its own, afterwards")
+            await asyncio.sleep(0)
+            ctx.note(tenant.get())
+
+    Late().enqueue(conn)
+    world = World()
+    await drain(pool, Late, Set, context=world, workers=1)
+    Set().enqueue(conn)
+    await drain(pool, Late, Set, context=world, workers=1)
+    assert world.seen == ["its own", "its own, afterwards", "nobody"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
-from tests.storage.engines import Engine, Runner, ids, mail, mails
+from tests.storage.engines import Engine, PostgresEngine, Runner, ids, mail, mails
 from workers import BackgroundJob
 from workers.errors import StorageRejectedError
 from workers.job import JobState, NewJob
@@ -208,3 +209,25 @@ async def test_jobs_enqueue_on_a_storage(engine: Engine, runner: Runner) -> None
     first = await Letter(number=1).enqueue(engine.storage)
     second, third = await Letter.enqueue_batch(engine.storage, [Letter(number=2), Letter(number=3)])
     assert ids(await runner.take(types=("letter",))) == [first, second, third]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("'no such name!', '{}'", "job_type must be"),
+        ("NULL, '{}'", "job_type must be"),
+        ("'mail', '[]'", "data must be a JSON object"),
+        ("'mail', NULL", "data must be a JSON object"),
+        ("'mail', jsonb_build_object('x', repeat('x', 1048576))", "over 1 MiB"),
+        ("'mail', '{}', 'no such queue!'", "queue must be"),
+        ("'mail', '{}', priority => 32768", "priority must be"),
+        ("'mail', '{}', run_at => now(), delay => '1 minute'", "not both"),
+    ],
+)
+async def test_the_function_for_other_languages_checks_what_it_is_given(
+    postgres: PostgresEngine, arguments: str, message: str
+) -> None:
+    """Guarantee 8: before anything is written."""
+    with pytest.raises(psycopg.errors.CheckViolation, match=message):
+        postgres.conn.execute(f"SELECT workers_enqueue({arguments})".encode())
+    assert await postgres.storage.stats() == []

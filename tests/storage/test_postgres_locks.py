@@ -15,8 +15,10 @@ from psycopg.types.json import Jsonb
 
 from tests.storage.engines import PostgresEngine, Runner, ids, mail, mails
 from workers import migrate
-from workers.errors import StorageError
+from workers.errors import StorageError, StorageUnavailableError
+from workers.lifecycle import Release
 from workers.storage.base import DeadSession
+from workers.storage.postgres import checkout
 
 JOB = b"SELECT FROM background_jobs WHERE id = %s FOR UPDATE"
 SESSION = b"SELECT FROM worker_sessions WHERE id = %s FOR UPDATE"
@@ -251,3 +253,84 @@ async def test_a_lock_that_could_not_be_had_is_tried_for_again(postgres: Postgre
     runner.maintain()
     held = postgres.conn.execute(f"SELECT pg_try_advisory_lock{lock}".encode(), [runner.session])
     assert held.fetchone() == (False,)
+
+
+async def test_first_the_lock_then_the_row(postgres: PostgresEngine) -> None:
+    """Rule 4: a row without a lock is a death."""
+    control = postgres.storage.control()
+    async with anyio.create_task_group() as tasks:
+        with postgres.conn.transaction():
+            postgres.conn.execute("LOCK TABLE worker_sessions IN SHARE MODE")
+            tasks.start_soon(to_thread.run_sync, control.open, "late", 15)
+            await postgres.wait_blocked()
+            held = postgres.conn.execute(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+                " AND classid = (workers_lock_class()::bigint & 4294967295)::oid"
+            ).fetchone()
+    control.close()
+    assert held == (1,)
+
+
+async def test_a_claim_that_lands_while_it_is_given_up_is_not_forgotten(
+    postgres: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 2: nothing stood under the token a moment ago; the session finds it by its claim."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue(mails(1))
+    links: Any = postgres.storage._checkout  # type: ignore[attr-defined]
+    search = links.search
+    landed: list[bool] = []
+
+    async def lands_after(sql: str, params: dict[str, Any], **more: Any) -> Any:
+        rows = await search(sql, params, **more)
+        if not landed:
+            landed.append(True)
+            assert rows == []
+            assert len(await runner.take(token=7)) == 1
+        return rows
+
+    monkeypatch.setattr(links, "search", lands_after)
+    assert await postgres.storage.release_claim(runner.session, 7) == 0
+    assert set(runner.control.claims()) == {7}
+
+
+@pytest.mark.parametrize(
+    "kind", [psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected]
+)
+async def test_what_the_server_broke_off_is_done_again(
+    postgres: PostgresEngine, kind: type[psycopg.Error]
+) -> None:
+    """Rule 5: 40001 and 40P01."""
+    calls: list[int] = []
+
+    async def work(conn: psycopg.AsyncConnection[Any]) -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise kind("broken off")
+        return "done"
+
+    assert await postgres.storage._checkout.run(work) == "done"  # type: ignore[attr-defined]
+
+
+async def test_no_statement_takes_for_ever(
+    postgres: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 29: it is bounded in time, and then counts as not carried out."""
+    monkeypatch.setattr(checkout, "STATEMENT_SECONDS", 0.2)
+    with psycopg.connect(postgres.conn.info.dsn, options=postgres.conn.info.options) as locker:
+        locker.execute("LOCK TABLE background_jobs")
+        with pytest.raises(StorageUnavailableError), anyio.fail_after(20):
+            await postgres.storage.find(1)
+
+
+async def test_rescue_does_not_take_another_session_for_the_dead_one(
+    postgres: PostgresEngine,
+) -> None:
+    """Guarantee 2: tokens are a runner's own numbers; a stale claim of the dead one may have the same."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    await postgres.storage.enqueue(mails(1))
+    await other.settle(await other.take(token=7), Release())  # its claim is not closed
+    jobs = await runner.take(token=7)
+    await other.crash()
+    runner.bury()
+    assert await runner.complete(jobs) == set(ids(jobs))

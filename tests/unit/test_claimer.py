@@ -14,12 +14,14 @@ import pytest
 from workers.config import QueueConfig
 from workers.errors import StorageRejectedError, StorageUnavailableError
 from workers.job import ClaimedJob
-from workers.runtime.claimer import Claimer
+from workers.runtime.claimer import START_WITHIN, Claimer
 from workers.runtime.completer import Completer
+from workers.runtime.demand import MIN_RUNS
 from workers.runtime.gate import Gate
 from workers.runtime.ledger import Ledger
 from workers.runtime.work_queue import WorkQueue
 from workers.storage.base import Claimed, ClaimRequest, Guard, Storage
+from workers.storage.postgres.hints import THOROUGH_SHARE, TRAIL_BEHIND, TRAIL_EVERY
 
 PATIENCE = 10
 
@@ -179,3 +181,60 @@ async def test_a_suspect_that_ends_while_others_are_asked_for(bench: Bench) -> N
     bench.store.gate.set()
     assert await asking == 0
     assert bench.claimer.suspects
+
+
+async def test_a_release_that_fails_is_repeated_before_the_next_claim(bench: Bench) -> None:
+    """Rule 2: forgotten, its jobs would be stuck for as long as the session lives."""
+    bench.store.answers = [StorageUnavailableError("connection lost")]
+    release = bench.store.release_claim
+    failed: list[int] = []
+
+    async def fails_once(session: int, token: int) -> int:
+        released = await release(session, token)
+        if not failed:
+            failed.append(token)
+            raise StorageUnavailableError("still")
+        return released
+
+    bench.store.release_claim = fails_once  # type: ignore[method-assign]
+    async with bench.running():
+        asked = await bench.asked(4)
+    assert asked == [("claim", 1, 1), ("release", 1, 1), ("release", 1, 1), ("claim", 1, 2)]
+
+
+async def test_a_suspect_that_was_never_started_frees_the_gate(bench: Bench) -> None:
+    """Rule 20: or no queue of this runner would claim in advance any more."""
+    bench.gate.exclusive = True
+    bench.claimer.give_back([ClaimedJob(1, "mail", "default", 0, "{}", 0, 2, False, 1)])
+    assert not bench.gate.exclusive
+
+
+async def test_nothing_is_claimed_in_advance_beside_a_job_that_must_be_alone(bench: Bench) -> None:
+    """Rule 20: what is claimed when it kills the process would be suspect with it."""
+    bench.gate.exclusive = True
+    bench.queue.demand.prefetch = 100
+    async with bench.running():
+        await bench.asked(1)
+        assert bench.store.limits == [3]
+
+
+async def test_jobs_that_were_not_started_in_time_end_the_claiming_in_advance(
+    bench: Bench,
+) -> None:
+    """Rule 12: until run times are known anew."""
+    bench.queue.demand.prefetch = 100
+    token = bench.ledger.begin_claim()
+    jobs = [ClaimedJob(1, "mail", "default", 0, "{}", 0, 0, False, token)]
+    bench.ledger.claimed(token, jobs, 100.0)
+    bench.queue.put(jobs)
+    bench.claimer._give_back_overslept(100.0 + START_WITHIN - 0.01)
+    assert (len(bench.queue), bench.queue.demand.prefetch) == (1, 100)
+    bench.claimer._give_back_overslept(100.0 + START_WITHIN)
+    assert (len(bench.queue), bench.queue.demand.prefetch) == (0, 0)
+
+
+def test_the_documented_figures() -> None:
+    """Rules 11 and 12, as docs/protocol.md has them."""
+    assert START_WITHIN == 1.0
+    assert MIN_RUNS == 20
+    assert (TRAIL_EVERY, TRAIL_BEHIND, THOROUGH_SHARE) == (1.0, 3.0, 50)

@@ -120,9 +120,10 @@ async def test_what_ends_while_a_statement_is_on_its_way_is_the_next_batch(bench
 async def test_the_two_streams_do_not_wait_for_each_other(bench: Bench) -> None:
     """A give-back that meets a lock does not hold up completions."""
     jobs = bench.claim(1, 2)
-    completed = asyncio.Event()
+    begun, completed = asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any) -> Settled:
+        begun.set()
         await completed.wait()
         return Settled([1])
 
@@ -134,7 +135,10 @@ async def test_the_two_streams_do_not_wait_for_each_other(bench: Bench) -> None:
     store.settle, store.complete = slow, quick
     async with bench.running():
         bench.completer.ended(jobs[0], Release())
+        await begun.wait()
         bench.completer.completed(jobs[1])
+        async with asyncio.timeout(PATIENCE):
+            await completed.wait()
     assert not bench.ledger
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,3 +137,20 @@ def test_nothing_is_forgotten_while_jobs_are_left(steps: list[tuple[str, int]]) 
                 emptied += closed
     assert len(emptied) == len(set(emptied))
     assert len(ledger) == sum(map(len, open_claims.values()))
+
+
+def test_a_claim_is_on_its_way_until_it_is_held() -> None:
+    """Rule 2: the session thread looks at any time, and gives back what is neither."""
+    ledger = Ledger()
+    token = ledger.begin_claim()
+    seen: list[list[Guard]] = []
+
+    class Jobs(list[ClaimedJob]):
+        def __iter__(self) -> Any:  # the session thread looks just now
+            seen.append(ledger.orphans({token: [1]}))
+            return super().__iter__()
+
+    ledger.claimed(
+        token, Jobs([ClaimedJob(1, "mail", "default", 0, "{}", 0, 0, False, token)]), 0.0
+    )
+    assert seen == [[]]

@@ -13,12 +13,13 @@ from workers.errors import StorageUnavailableError
 from workers.job import ClaimedJob
 from workers.job_type import describe
 from workers.runtime.attempt import Attempt, Fenced
+from workers.runtime.claimer import Claimer
 from workers.runtime.completer import Completer
 from workers.runtime.gate import Gate
 from workers.runtime.ledger import Ledger
 from workers.runtime.reports import Reports
 from workers.runtime.work_queue import WorkQueue
-from workers.storage.base import DeadSession, Storage
+from workers.storage.base import DeadSession, Storage, Wake
 from workers.telemetry import JobSuperseded, SessionLost, subscribe
 
 
@@ -35,13 +36,14 @@ class Bench:
         self.completer = Completer(cast(Storage, None), self.ledger)
         self.queue = WorkQueue("default", QueueConfig())
         self.died: list[BaseException] = []
+        self.storage, self.claimer = Noticing(), Looking()
         self.reports = Reports(
-            cast(Storage, Noticing()),
+            cast(Storage, self.storage),
             self.ledger,
             self.completer,
             self.gate,
             {"default": self.queue},
-            {},
+            {"default": cast(Claimer, self.claimer)},
             set(),
             self.died.append,
             None,
@@ -55,7 +57,24 @@ class Bench:
 
 
 class Noticing:
-    def noticed(self, wake: Any) -> None: ...
+    """A storage that keeps hints."""
+
+    def __init__(self) -> None:
+        self.wakes: list[Wake] = []
+
+    def noticed(self, wake: Wake) -> None:
+        self.wakes.append(wake)
+
+
+class Looking:
+    """A claimer."""
+
+    def __init__(self) -> None:
+        self.suspects = False
+        self.woken = 0
+
+    def wake(self) -> None:
+        self.woken += 1
 
 
 @pytest.fixture
@@ -100,6 +119,8 @@ async def test_rescued_jobs_that_made_way_are_told(bench: Bench) -> None:
     with subscribe(told.append, JobSuperseded):
         bench.reports.rescued([DeadSession(7, "other", "its lease ran out", 3, (11, 12))])
     assert [event.job_id for event in told] == [11, 12]
+    assert bench.claimer.suspects, "they are looked for at once"
+    assert bench.claimer.woken == 1
     assert bench.completer.superseded == 2
 
 
@@ -108,3 +129,12 @@ async def test_a_session_that_is_not_kept_ends_the_runner(bench: Bench) -> None:
     error = ZeroDivisionError()
     bench.reports.thread_died(error)
     assert bench.died == [error]
+
+
+async def test_a_wake_up_reaches_hints_and_claimers(bench: Bench) -> None:
+    """Rules 11 and 27: of its queue, or of all."""
+    wakes = [Wake("default", 3, 17), Wake("elsewhere", 0, 1), Wake()]
+    for wake in wakes:
+        bench.reports.wake(wake)
+    assert bench.storage.wakes == wakes
+    assert bench.claimer.woken == 2

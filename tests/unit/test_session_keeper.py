@@ -1,0 +1,165 @@
+"""The session thread's bookkeeping: what it finds, and in which order it looks. Rules 2, 19, 22 and 23."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, cast
+
+import pytest
+
+from workers.errors import StorageUnavailableError
+from workers.job import ClaimedJob
+from workers.runtime.ledger import Ledger
+from workers.runtime.session import SessionKeeper
+from workers.storage.base import Guard, MaintenanceRequest
+
+
+def job(number: int, token: int) -> ClaimedJob:
+    return ClaimedJob(number, "mail", "default", 0, "{}", 0, 0, False, token)
+
+
+class Link:
+    """A Control that answers from `stored`, and fails to come back `down` times."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.released: list[Guard] = []
+        self.asked = self.recoveries = self.opened = 0
+        self.stored: dict[int, list[int]] = {}
+        self.arrives = False
+        self.down = 0
+        self.alive = True
+
+    def claims(self) -> dict[int, list[int]]:
+        self.asked += 1
+        if self.arrives:
+            token = self.ledger.begin_claim()
+            self.ledger.claimed(token, [job(1, token)], 0.0)
+            self.stored[token] = [1]
+        return self.stored
+
+    def release(self, guards: list[Guard]) -> int:
+        self.released += guards
+        return len(guards)
+
+    def _fail(self) -> None:
+        if self.down:
+            self.down -= 1
+            raise StorageUnavailableError("not yet")
+
+    def recover(self, lease: float) -> bool:
+        self.recoveries += 1
+        self._fail()
+        return self.alive
+
+    def open(self, name: str, lease: float, queues: Any = ()) -> int:
+        self.opened += 1
+        self._fail()
+        return 100 + self.opened
+
+    def abandon(self) -> None: ...
+
+    def wait(self, seconds: float) -> None: ...
+
+
+class Events:
+    """Takes note of what the runner is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.in_threads = False
+
+    def jobs_in_threads(self) -> bool:
+        return self.in_threads
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self.told.append(name)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.link, self.events = Link(), Events()
+        request = MaintenanceRequest(lease=1000.0, declared={}, queues=())
+        self.keeper = SessionKeeper(
+            cast(Any, self.link),
+            self.link.ledger,
+            cast(Any, self.events),
+            request,
+            name="x",
+            stall_limit=60,
+        )
+
+    async def told(self) -> list[str]:
+        """What it said, once the loop has had its turn."""
+        await asyncio.sleep(0)
+        return [name for name in self.events.told if name != "renewed"]
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+async def test_what_is_claimed_while_the_store_is_asked_is_no_orphan(bench: Bench) -> None:
+    """Rule 2: first the store, then the ledger; the other way round running jobs would be given back."""
+    bench.link.arrives = True
+    bench.keeper._next_reconcile = 0.0
+    bench.keeper._now_and_then()
+    assert (bench.link.asked, bench.link.released) == (1, [])
+
+
+async def test_once_a_lease_the_difference_goes_back(bench: Bench) -> None:
+    """Rule 2: no oftener, as nothing was lost that is known of."""
+    bench.link.stored = {99: [5]}
+    bench.keeper._now_and_then()
+    assert bench.link.asked == 0
+    bench.keeper._next_reconcile = 0.0
+    for _ in range(3):
+        bench.keeper._now_and_then()
+    assert (bench.link.asked, bench.link.released) == (1, [Guard(5, 99)])
+
+
+async def test_after_a_lost_claim_the_store_is_asked_each_time(bench: Bench) -> None:
+    """Rule 2: it may land long after its connection is gone."""
+    bench.link.ledger.lost(bench.link.ledger.begin_claim(), time.monotonic())
+    for _ in range(3):
+        bench.keeper._now_and_then()
+    assert bench.link.asked == 3
+
+
+async def test_the_loop_is_watched_while_the_link_is_down(bench: Bench) -> None:
+    """Rule 23: it may be the loop that stands still."""
+    bench.link.down = 3
+    bench.keeper._beat_pending = True
+    bench.keeper._last_beat = time.monotonic() - 70
+    bench.keeper._recover()
+    assert bench.events.told.count("stalled") == 2  # a warning, and the limit
+    assert await bench.told() == ["stalled", "stalled", "link_restored"]
+
+
+async def test_a_replacement_that_broke_off_is_made_again(bench: Bench) -> None:
+    """Rule 19: it may have left a row that is alive, but nobody was told of that session."""
+    bench.link.alive = False
+    bench.link.down = 0
+    fail = bench.link._fail
+    calls: list[int] = []
+
+    def fails_once_in_open() -> None:
+        calls.append(1)
+        if len(calls) == 2:  # recover, then open
+            raise StorageUnavailableError("cut off")
+        fail()
+
+    bench.link._fail = fails_once_in_open  # type: ignore[method-assign]
+    bench.keeper._recover()
+    assert await bench.told() == ["session_replaced"]
+    assert (bench.link.recoveries, bench.link.opened) == (1, 2)
+
+
+async def test_a_closed_loop_ends_the_session_when_no_thread_needs_it(bench: Bench) -> None:
+    """Rule 22."""
+    bench.keeper._loop_closed = bench.events.in_threads = True
+    assert not bench.keeper._is_over()
+    bench.events.in_threads = False
+    assert bench.keeper._is_over()
