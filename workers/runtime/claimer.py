@@ -211,5 +211,9 @@ class Claimer:
     async def _wait(self, poll_in: float, queue: WorkQueue) -> None:
         """Until something calls for attention, the next poll, or the next look at what was claimed in advance."""
         seconds = min(poll_in, START_WITHIN / 2) if len(queue) else poll_in
-        with anyio.move_on_after(max(0.0, seconds)):
+        # a scope for each wait would cost a wake-up more than all that follows in here
+        timer = asyncio.get_running_loop().call_later(max(0.0, seconds), queue.attention.set)
+        try:
             await queue.attention.wait()
+        finally:
+            timer.cancel()
