@@ -20,6 +20,7 @@ from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Bury, Transition, Wait
 from ..storage.base import Guard, Settled, Settlement, Storage
+from .driving import Deferred
 from .failure import storable
 from .ledger import Ledger
 
@@ -156,8 +157,8 @@ class Completer:
     async def run(self) -> None:
         """Write until closed."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self._done.run)
-            group.start_soon(self._rest.run)
+            group.start_soon(Deferred, self._done.run)
+            group.start_soon(Deferred, self._rest.run)
 
     async def _write_done(self, guards: list[Guard], uncertain: bool) -> None:
         forgotten = self._by_session(self._forgotten, int)

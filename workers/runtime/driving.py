@@ -1,14 +1,14 @@
-"""Running a job's coroutine inside a task that is not its own, in a context that is."""
+"""Coroutines that run elsewhere or later: a job's inside a task that is not its own; one that may never be begun."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any
 
-__all__ = ["Driven", "as_coroutine", "come_clean"]
+__all__ = ["Deferred", "Driven", "as_coroutine", "come_clean"]
 
 
 class Driven(Awaitable[None]):
@@ -39,6 +39,34 @@ class Driven(Awaitable[None]):
                     waited_for = enter(send, sent)
         except StopIteration:
             return
+
+
+class Deferred(Coroutine[Any, Any, None]):
+    """The coroutine of `function(*args)`, made when it is first awaited.
+
+    anyio wraps the coroutines that it starts. When a loop closes before a task's first step, the one inside would be left, and
+    Python would warn of it.
+    """
+
+    __slots__ = ("_args", "_function")
+
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        self._function = function
+        self._args = args
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._function(*self._args).__await__()
+
+    def send(self, value: Any) -> Any:
+        """Only awaited, never driven by hand."""
+        raise NotImplementedError
+
+    def throw(self, *error: Any) -> Any:
+        """Only awaited, never driven by hand."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """There is nothing yet."""
 
 
 def as_coroutine(value: Awaitable[Any]) -> Coroutine[Any, Any, Any]:

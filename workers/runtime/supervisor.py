@@ -26,6 +26,7 @@ from ..storage.base import MaintenanceRequest, Storage
 from .claimer import Claimer
 from .completer import Completer
 from .crew import Crew
+from .driving import Deferred
 from .empty import EmptyWatch
 from .executor import Executor, ThreadJobs
 from .gate import Gate
@@ -236,12 +237,14 @@ class Supervisor:
     async def _claim_until_shutdown(self) -> None:
         async with anyio.create_task_group() as group:
             for name, claimer in self._claimers.items():
-                group.start_soon(claimer.run, name=f"claimer-{name}")
+                group.start_soon(Deferred, claimer.run, name=f"claimer-{name}")
             if self._config.listen:
-                group.start_soon(self._listening.run, self.ledger.session, name="listening")
+                group.start_soon(
+                    Deferred, self._listening.run, self.ledger.session, name="listening"
+                )
             if self._until_empty:
                 watch = EmptyWatch(self._keeper, self.ledger, self.completer, self._claimers)
-                group.start_soon(watch.run, self.shutdown, name="watch-for-empty")
+                group.start_soon(Deferred, watch.run, self.shutdown, name="watch-for-empty")
             self.milestones.is_ready()
             telemetry.emit(telemetry.SessionStarted(session=self.ledger.session))
             session, queues = self.ledger.session, sorted(self._queues)
