@@ -44,8 +44,8 @@ class Driven(Awaitable[None]):
 class Deferred(Coroutine[Any, Any, None]):
     """The coroutine of `function(*args)`, made when it is first awaited.
 
-    anyio wraps the coroutines that it starts. When a loop closes before a task's first step, the one inside would be left, and
-    Python would warn of it.
+    anyio wraps the coroutines that it starts. When a loop closes before a task's first step, the one inside would be left,
+    and Python would warn of it.
     """
 
     __slots__ = ("_args", "_function")
