@@ -11,7 +11,8 @@ from psycopg import sql
 
 from ...job import MAX_PRIORITY, MIN_PRIORITY
 from ..base import Wake
-from .checkout import fetch_on, translated
+from .checkout import translated
+from .fitting import fetch_on
 
 __all__ = ["PostgresListener"]
 

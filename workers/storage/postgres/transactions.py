@@ -22,7 +22,8 @@ from psycopg.rows import tuple_row
 from ...errors import StorageRejectedError
 from ...lifecycle import Archive
 from ..base import Guard, Settlement, SyncTransactionalRun, TransactionalRun
-from .checkout import fetch_on, translated
+from .checkout import translated
+from .fitting import fetch_on
 from .statements import statement
 
 __all__ = ["TransactionConnections"]
