@@ -29,7 +29,7 @@ from ..base import (
     Wake,
 )
 from .checkout import Checkout, translated
-from .connector import Connector
+from .connector import Connector, with_defaults
 from .hints import Plan, ScanHints, ScanKind
 from .lender import AnyPool, Lender
 from .listener import PostgresListener
@@ -67,9 +67,16 @@ class PostgresStorage:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(target, str):
-            target = AsyncConnectionPool(target, min_size=1, max_size=4, open=False, name="workers")
+            target = AsyncConnectionPool(
+                target,
+                kwargs=with_defaults(target, {}),
+                min_size=1,
+                max_size=4,
+                open=False,
+                name="workers",
+            )
         self._pool: AnyPool = target
-        connector = self._connector = Connector(self._pool)
+        connector = self._connector = Connector(self._pool, lambda: self._checkout.search_path)
         self._lender = Lender(self._pool, connector.connect_async)
         checkout = self._checkout = Checkout(self._lender)
         self._reader = JobReader(checkout)
