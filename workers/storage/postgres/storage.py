@@ -93,6 +93,7 @@ class PostgresStorage:
 
         Raises MigrationError when the tables are missing, ConfigurationError when the pool was closed before.
         """
+        self._transactions.open()
         with translated():
             if self._pool.closed:
                 # a pool goes on trying for half a minute before it says what is wrong
