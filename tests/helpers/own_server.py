@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -27,21 +28,30 @@ class NoOwnServerError(Exception):
 
 
 class OwnServer:
-    """Listens on a socket in its data directory. `up_since` is when it last began to answer, by time.monotonic()."""
+    """Listens on a socket in its data directory, and on `tcp_port` of 127.0.0.1 if that is given.
 
-    def __init__(self, programs: Path, data: Path, user: str | None) -> None:
+    `up_since` is when it last began to answer, by time.monotonic().
+    """
+
+    def __init__(
+        self, programs: Path, data: Path, user: str | None, tcp_port: int | None = None
+    ) -> None:
         self._programs = programs
         self._data = data
         self._user = user
         self._postmaster: subprocess.Popen[bytes] | None = None
-        self.dsn = f"postgresql://postgres@/postgres?host={data}"
+        self._listening = f"listen_addresses = '{'127.0.0.1' if tcp_port else ''}'"
+        self._port = tcp_port or 5432
+        self.dsn = f"postgresql://postgres@/postgres?host={data}&port={self._port}"
+        self.tcp_dsn = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
         self.up_since = 0.0
 
     def create(self) -> None:
         """Make the data directory."""
         self._run("initdb", "--auth=trust", "--no-sync", "-U", "postgres", "-D", str(self._data))
         settings = (
-            "listen_addresses = ''",
+            self._listening,
+            f"port = {self._port}",
             f"unix_socket_directories = '{self._data}'",
             "shared_buffers = '32MB'",
             "fsync = on",
@@ -110,8 +120,8 @@ class OwnServer:
 
 
 @contextlib.contextmanager
-def own_server() -> Iterator[OwnServer]:
-    """A fresh server, stopped and removed at the end. Raises NoOwnServerError."""
+def own_server(*, tcp: bool = False) -> Iterator[OwnServer]:
+    """A fresh server, stopped and removed at the end; with `tcp` it listens on 127.0.0.1 too. Raises NoOwnServerError."""
     try:
         # it warns where the environment lacks a runtime directory, and then does without
         with warnings.catch_warnings(action="ignore"):
@@ -128,7 +138,8 @@ def own_server() -> Iterator[OwnServer]:
         user = _SYSTEM_USER
         ensure_user_exists(user)
         shutil.chown(data, user)
-    server = OwnServer(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION], data, user)
+    port = _free_port() if tcp else None
+    server = OwnServer(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION], data, user, port)
     try:
         server.create()
         server.start()
@@ -136,3 +147,9 @@ def own_server() -> Iterator[OwnServer]:
     finally:
         server.stop()
         shutil.rmtree(data, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port

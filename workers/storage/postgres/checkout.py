@@ -6,17 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import errors
-from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ...errors import StorageRejectedError, StorageUnavailableError
+from .fitting import Fitted, Fitting, fetch_on
 from .lender import Lender
 
-__all__ = ["PLANNER", "STATEMENT_SECONDS", "Checkout", "fetch_on", "translated"]
+__all__ = ["PLANNER", "STATEMENT_SECONDS", "Checkout", "translated"]
 
 T = TypeVar("T")
 
@@ -35,20 +34,6 @@ PLANNER = {
     "jit": "off",
 }
 _PLANNED = "".join(f"SET LOCAL {name} = {value}; " for name, value in PLANNER.items())
-
-#: What our statements need of a session. A timeout in milliseconds is raised to this where it is set, and shorter.
-_SETTINGS = {
-    "default_transaction_isolation": "read committed",
-    "default_transaction_read_only": "off",
-}
-_TIMEOUTS = {
-    "statement_timeout": 10_000,
-    "transaction_timeout": 10_000,
-    "idle_in_transaction_session_timeout": 10_000,
-    "lock_timeout": 5_000,
-}
-#: pg_settings leaves out what this version of the server does not have.
-_PROFILE = "SELECT name, setting FROM pg_settings WHERE name = ANY(%(names)s)"
 
 #: How often a statement is tried that the server broke off to end a deadlock.
 _ATTEMPTS = 5
@@ -97,17 +82,16 @@ def _first_line(error: BaseException) -> str:
 
 
 class Checkout:
-    """Connections of `lender`: autocommit, READ COMMITTED, our search_path and no timeout too short for us, all put back.
-
-    What a connection has is asked once in its life. On ordinary connections nothing needs to be set.
-    """
+    """Connections of `lender`, made fit for our statements (see fitting.py) and put back as they were."""
 
     def __init__(self, lender: Lender) -> None:
         self._lender = lender
-        self._search_path: str | None = None
-        self._repairs: WeakKeyDictionary[psycopg.AsyncConnection[Any], dict[str, str]] = (
-            WeakKeyDictionary()
-        )
+        self._fitting = Fitting()
+
+    @property
+    def search_path(self) -> str | None:
+        """That of the pool's first connection, once there was one."""
+        return self._fitting.search_path
 
     async def fetch(
         self, sql: str, params: dict[str, Any], *, prepare: bool | None = None
@@ -143,97 +127,38 @@ class Checkout:
         with translated():
             for _ in range(_ATTEMPTS - 1):
                 try:
-                    async with self.connection() as conn:
-                        return await work(conn)
+                    return await self._run(work)
                 except (errors.DeadlockDetected, errors.SerializationFailure):
                     pass
-            async with self.connection() as conn:
-                return await work(conn)
+            return await self._run(work)
+
+    async def _run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Once; and again where it was refused under settings that somebody has changed meanwhile."""
+        async with self._connection() as fitted:
+            try:
+                return await work(fitted.conn)
+            except _TRANSIENT as error:
+                if not isinstance(error, errors.ReadOnlySqlTransaction):
+                    fitted.forget()
+                    raise
+                refused: Exception = error
+            except psycopg.Error as error:
+                refused = error
+            if not await fitted.changed():
+                raise refused
+            return await work(fitted.conn)
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def _connection(self) -> AsyncIterator[Fitted]:
         """A connection, for STATEMENT_SECONDS at most."""
         async with asyncio.timeout(STATEMENT_SECONDS):
             conn = await self._lender.borrow()
+            fitted = self._fitting.fitted(conn)
             try:
-                undo = await self._adjust(conn)
                 try:
-                    yield conn
+                    await fitted.prepare()
+                    yield fitted
                 finally:
-                    await undo()
+                    await fitted.undo()
             finally:
                 await self._lender.give_back(conn)
-
-    async def _adjust(self, conn: psycopg.AsyncConnection[Any]) -> Callable[[], Awaitable[None]]:
-        """Make `conn` fit for our statements; returns what takes that back."""
-        autocommit, isolation, read_only = conn.autocommit, conn.isolation_level, conn.read_only
-        if not autocommit:
-            await conn.set_autocommit(True)
-        if isolation is not None:
-            await conn.set_isolation_level(None)
-        if read_only is not None:
-            await conn.set_read_only(None)
-        repairs = self._repairs.get(conn)
-        if repairs is None:
-            repairs = self._repairs[conn] = await self._inspect(conn)
-        before = await _set(conn, repairs) if repairs else None
-
-        async def undo() -> None:
-            if conn.pgconn.transaction_status != TransactionStatus.IDLE:
-                await (
-                    conn.close()
-                )  # an unknown state is not given back; the pool replaces what is closed
-                return
-            try:
-                if before:
-                    await _set(conn, before)
-                if not autocommit:
-                    await conn.set_autocommit(False)
-                if isolation is not None:
-                    await conn.set_isolation_level(isolation)
-                if read_only is not None:
-                    await conn.set_read_only(read_only)
-            except (
-                psycopg.Error
-            ):  # the statement itself was carried out: only the connection is lost
-                await conn.close()
-
-        return undo
-
-    async def _inspect(self, conn: psycopg.AsyncConnection[Any]) -> dict[str, str]:
-        """What has to be set on this connection at each checkout; usually nothing."""
-        names = ["search_path", *_SETTINGS, *_TIMEOUTS]
-        found = dict(await fetch_on(conn, _PROFILE, {"names": names}))
-        if self._search_path is None:
-            self._search_path = found["search_path"]
-        wanted = _SETTINGS | {"search_path": self._search_path}
-        repairs = {name: value for name, value in wanted.items() if found[name] != value}
-        for name, least in _TIMEOUTS.items():
-            if 0 < int(found.get(name, 0)) < least:
-                repairs[name] = str(least)
-        return repairs
-
-
-async def fetch_on(
-    conn: psycopg.AsyncConnection[Any],
-    sql: str,
-    params: dict[str, Any],
-    *,
-    prepare: bool | None = None,
-) -> Sequence[tuple[Any, ...]]:
-    """Run one statement on `conn` with plain tuples, whatever its own row and cursor factories."""
-    async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
-        await cursor.execute(sql, params, prepare=prepare)
-        return await cursor.fetchall() if cursor.description else []
-
-
-async def _set(conn: psycopg.AsyncConnection[Any], settings: dict[str, str]) -> dict[str, str]:
-    """Set session parameters; returns what they were."""
-    names, values = list(settings), list(settings.values())
-    rows = await fetch_on(
-        conn,
-        "SELECT item.name, current_setting(item.name), set_config(item.name, item.value, false)"
-        " FROM unnest(%(names)s::text[], %(values)s::text[]) AS item (name, value)",
-        {"names": names, "values": values},
-    )
-    return {name: before for name, before, _ in rows}

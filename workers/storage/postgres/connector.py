@@ -4,59 +4,93 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from psycopg import conninfo
+from psycopg import conninfo, sql
+from psycopg.pq import TransactionStatus
 
 from .lender import AnyPool
+from .links import AsyncLink, Link
 
-__all__ = ["Connector"]
+__all__ = ["Connector", "with_defaults"]
 
 #: An asynchronous pool's cursors are no use on a synchronous connection, and our statements do not use them.
 _NOT_OURS = ("cursor_factory",)
 #: Where neither the DSN nor the pool's arguments say anything else.
 _DEFAULTS = {"connect_timeout": 5, "application_name": "workers"}
+#: The same, for what the system does about a peer that is gone. (No effect on a unix socket.)
+_TCP = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+#: Payloads and errors may hold any character, whatever the role or the environment would have.
+_ENCODING = {"client_encoding": "UTF8"}
 
 #: What a role allows web requests is no measure for a link that listens all day, or for a job at work in its transaction,
-#: which has a `timeout` of its own. What is in pg_settings depends on the version of the server.
-_PATIENCE = """
-SELECT set_config(name, '0', false) FROM pg_settings
-WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+#: which has a `timeout` of its own. And the server's end holds locks on rows: it must not take two hours to notice that
+#: the client's is gone.
+_SETTINGS = {
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+
+#: Some settings came with a later version of the server.
+_SET = """
+SELECT pg_catalog.set_config(item.name, item.value, false) FROM (VALUES {}) AS item (name, value)
+WHERE pg_catalog.current_setting(item.name, true) IS NOT NULL
 """
 
 
 class Connector:
-    """Connects with the conninfo and keyword arguments of `pool`; both may be callables, as psycopg_pool allows."""
+    """Connects with the conninfo and keyword arguments of `pool`; both may be callables, as psycopg_pool allows.
 
-    def __init__(self, pool: AnyPool) -> None:
+    `search_path` is what the pool's connections have, as soon as that is known: its `configure` may have set it.
+    """
+
+    def __init__(self, pool: AnyPool, search_path: Callable[[], str | None]) -> None:
         self._pool = pool
+        self._search_path = search_path
 
-    def connect(self) -> psycopg.Connection[Any]:
+    def connect(self) -> Link:
         """A synchronous autocommit connection. Not for a thread with a running event loop, if the pool's are callables."""
         pool = self._pool
         if callable(pool.conninfo) or callable(pool.kwargs):
             dsn, kwargs = asyncio.run(self._resolve())
         else:
             dsn, kwargs = _prepared(pool.conninfo, pool.kwargs)
-        conn = psycopg.Connection.connect(dsn, **kwargs)
+        link = Link.connect(dsn, **kwargs | {"autocommit": True})
         try:
-            conn.execute(_PATIENCE)
+            link.execute(self._settings())
         except BaseException:
-            conn.close()
+            link.close()
             raise
-        return conn
+        link.patience = None
+        return link
 
-    async def connect_async(self) -> psycopg.AsyncConnection[Any]:
-        """An asynchronous autocommit connection."""
+    async def connect_async(self) -> AsyncLink:
+        """An asynchronous autocommit connection, configured as the pool's are."""
         dsn, kwargs = await self._resolve()
-        conn = await psycopg.AsyncConnection.connect(dsn, **kwargs)
+        link = await AsyncLink.connect(dsn, **kwargs)
         try:
-            await conn.execute(_PATIENCE)
+            if self._pool._configure is not None:  # psycopg_pool has no public way
+                link.configure = self._configure
+                await link.configure(link)
+            await link.set_autocommit(True)
+            await link.execute(self._settings())
         except BaseException:
-            await conn.close()
+            await link.close()
             raise
-        return conn
+        link.patience = None
+        return link
 
     async def _resolve(self) -> tuple[str, dict[str, Any]]:
         values = []
@@ -65,6 +99,28 @@ class Connector:
             values.append(await result if inspect.isawaitable(result) else result)
         return _prepared(*values)
 
+    async def _configure(self, link: AsyncLink) -> None:
+        try:
+            await self._pool._configure(link)  # type: ignore[misc] # looked at before
+        except Exception as error:
+            raise psycopg.OperationalError(f"the pool's `configure` failed: {error!r}") from error
+        if link.pgconn.transaction_status != TransactionStatus.IDLE:
+            raise psycopg.OperationalError("the pool's `configure` left a transaction open")
+
+    def _settings(self) -> sql.Composed:
+        settings = dict(_SETTINGS)
+        if search_path := self._search_path():
+            settings["search_path"] = search_path
+        pairs = (sql.SQL("({}, {})").format(name, value) for name, value in settings.items())
+        return sql.SQL(_SET).format(sql.SQL(", ").join(pairs))
+
+
+def with_defaults(dsn: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` with what every connection of ours has, where `dsn` says nothing else."""
+    named = conninfo.conninfo_to_dict(dsn)
+    defaults = {name: value for name, value in _TCP.items() if not named.get(name)}
+    return defaults | kwargs | _ENCODING
+
 
 def _prepared(dsn: Any, given: Any) -> tuple[str, dict[str, Any]]:
     kwargs = {name: value for name, value in (given or {}).items() if name not in _NOT_OURS}
@@ -72,4 +128,4 @@ def _prepared(dsn: Any, given: Any) -> tuple[str, dict[str, Any]]:
     for name, value in _DEFAULTS.items():
         if not named.get(name):
             kwargs.setdefault(name, value)
-    return dsn or "", kwargs | {"autocommit": True}
+    return dsn or "", with_defaults(dsn or "", kwargs)

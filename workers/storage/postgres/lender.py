@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-__all__ = ["AnyPool", "Lender"]
+from ...errors import ConfigurationError
+
+__all__ = ["AnyPool", "Lender", "users"]
 
 AnyPool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 _Connection = psycopg.AsyncConnection[Any]
@@ -74,3 +77,38 @@ class Lender:
         """Close spare connections."""
         while self._spare:
             await self._spare.pop().close()
+
+
+class Users:
+    """Who opens a pool that was not open, and who closes it: the last of the runners that share it."""
+
+    def __init__(self) -> None:
+        self._counts: WeakKeyDictionary[AnyPool, int] = WeakKeyDictionary()
+
+    async def enter(self, pool: AnyPool) -> bool:
+        """Use `pool`; True when it is to be left. One that the application has opened itself is not."""
+        if not pool.closed and pool not in self._counts:
+            return False
+        self._counts[pool] = self._counts.get(pool, 0) + 1
+        try:
+            await pool.open()
+        except BaseException as error:
+            await self.leave(pool)
+            if not isinstance(error, psycopg.OperationalError):
+                raise
+            raise ConfigurationError(
+                "this pool was closed, and psycopg_pool can't open it again; give a new pool or a DSN, or open the pool"
+                " yourself and leave it open for as long as anything uses it"
+            ) from error
+        return True
+
+    async def leave(self, pool: AnyPool) -> None:
+        """Close `pool` if nobody else uses it."""
+        self._counts[pool] -= 1
+        if not self._counts[pool]:
+            del self._counts[pool]
+            await pool.close()
+
+
+#: Of all pools of this process.
+users = Users()

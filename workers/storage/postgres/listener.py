@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import anyio
-import psycopg
 from psycopg import sql
 
 from ...job import MAX_PRIORITY, MIN_PRIORITY
 from ..base import Wake
-from .checkout import fetch_on, translated
+from .checkout import translated
+from .fitting import fetch_on
+from .links import SETUP_SECONDS, AsyncLink
 
 __all__ = ["PostgresListener"]
 
@@ -19,19 +19,21 @@ __all__ = ["PostgresListener"]
 class PostgresListener:
     """One connection that LISTENs on the schema's channel. Not reusable after `close`."""
 
-    def __init__(self, connect: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]]) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[AsyncLink]]) -> None:
         self._connect = connect
-        self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._conn: AsyncLink | None = None
         self.address = ""
 
     async def open(self) -> None:
         """Connect and subscribe."""
         with translated():
             conn = self._conn = await self._connect()
+            conn.patience = SETUP_SECONDS
             # a statement that is cancelled again and again is no clean end: the driver would warn of it
             with anyio.CancelScope(shield=True):
                 ((channel,),) = await fetch_on(conn, "SELECT workers_channel()", {})
                 await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            conn.patience = None  # there may be nothing to hear all day
             self.address = f"probe {conn.info.backend_pid}"
 
     async def __aiter__(self) -> AsyncIterator[Wake | None]:

@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 
 from ...job import NewJob
-from .checkout import Checkout, fetch_on
+from .checkout import Checkout
+from .fitting import fetch_on
 from .literals import text_array
 from .statements import statement
 

@@ -18,6 +18,7 @@ from psycopg.rows import tuple_row
 from ...errors import StorageUnavailableError
 from ..base import DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
 from .checkout import PLANNER, STATEMENT_SECONDS, translated
+from .links import Link
 from .literals import number_array
 from .statements import statement
 from .strays import Strays
@@ -40,6 +41,10 @@ _SETTINGS = {
     "tcp_keepalives_interval": "1s",
     "tcp_keepalives_count": "3",
 } | PLANNER
+
+#: A server that says nothing for so long, or for half of the lease where that is more, counts as lost: there must be time
+#: left to take the lock again on another link. Long work that it is at, such as a large rescue, it brings to an end.
+_LEAST_PATIENCE = 5.0
 
 #: After an outage the owners of other sessions get this long, or a lease, to come back before anyone judges them.
 _RECONNECT_SECONDS = 5.0
@@ -66,13 +71,13 @@ class PostgresControl:
 
     def __init__(
         self,
-        connect: Callable[[], psycopg.Connection[Any]],
+        connect: Callable[[], Link],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
         self._clock = clock
         self._watch = LinkWatch()
-        self._conn: psycopg.Connection[Any] | None = None
+        self._conn: Link | None = None
         self._session = 0
         self._locked = False
         # when this connection may judge others by their locks, and by their leases
@@ -181,6 +186,7 @@ class PostgresControl:
         with translated():
             if self._conn is None or self._conn.closed:
                 self._reconnect()
+            self._connection().patience = _LEAST_PATIENCE  # whoever ends is waited for
             with self._connection().transaction():
                 # after a claim on its way has landed, and before another one can
                 self._fetch(_LOCK_SESSION, session=self._session)
@@ -263,6 +269,7 @@ class PostgresControl:
         self.abandon()
         self._locked = False
         self._conn = self._connect()
+        self._conn.patience = max(_LEAST_PATIENCE, lease / 2)
         patience = min(lease, _RECONNECT_SECONDS)  # within a lease whoever lives has renewed it
         self._judge_locks_at = self._judge_leases_at = self._clock() + patience
         self._fetch(
@@ -282,7 +289,7 @@ class PostgresControl:
             session=self._session,
         )
 
-    def _connection(self) -> psycopg.Connection[Any]:
+    def _connection(self) -> Link:
         if self._conn is None:
             raise StorageUnavailableError("the control connection is closed")
         return self._conn

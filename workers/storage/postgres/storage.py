@@ -29,9 +29,9 @@ from ..base import (
     Wake,
 )
 from .checkout import Checkout, translated
-from .connector import Connector
+from .connector import Connector, with_defaults
 from .hints import Plan, ScanHints, ScanKind
-from .lender import AnyPool, Lender
+from .lender import AnyPool, Lender, users
 from .listener import PostgresListener
 from .literals import number_array, text_array
 from .producing import enqueue
@@ -54,7 +54,7 @@ _GIVE_BACK_PATIENCE = "250ms"
 class PostgresStorage:
     """Jobs in PostgreSQL, through a psycopg pool or a DSN.
 
-    An open pool is left open; an unopened one, or one made from a DSN, is opened and closed.
+    An open pool is left open; an unopened one, or one made from a DSN, is opened, and closed by the last who uses it.
     """
 
     capabilities = Capabilities(transactional=True, listener=True)
@@ -67,9 +67,16 @@ class PostgresStorage:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(target, str):
-            target = AsyncConnectionPool(target, min_size=1, max_size=4, open=False, name="workers")
+            target = AsyncConnectionPool(
+                target,
+                kwargs=with_defaults(target, {}),
+                min_size=1,
+                max_size=4,
+                open=False,
+                name="workers",
+            )
         self._pool: AnyPool = target
-        connector = self._connector = Connector(self._pool)
+        connector = self._connector = Connector(self._pool, lambda: self._checkout.search_path)
         self._lender = Lender(self._pool, connector.connect_async)
         checkout = self._checkout = Checkout(self._lender)
         self._reader = JobReader(checkout)
@@ -82,13 +89,18 @@ class PostgresStorage:
         self._transactions = TransactionConnections(connector.connect, connector.connect_async)
 
     async def open(self) -> None:
-        """Open the pool where it is not. Raises MigrationError when the tables are missing."""
-        if self._pool.closed:
-            with translated():
+        """Open the pool where it is not.
+
+        Raises MigrationError when the tables are missing, ConfigurationError when the pool was closed before.
+        """
+        self._transactions.open()
+        with translated():
+            if self._pool.closed:
                 # a pool goes on trying for half a minute before it says what is wrong
                 await (await self._connector.connect_async()).close()
-                self._opened = True  # it is to be closed even when opening it is broken off
-                await self._pool.open(wait=True)
+            self._opened = await users.enter(self._pool)
+            if self._opened:
+                await self._pool.wait()
         ((ready,),) = await self._checkout.fetch(
             "SELECT to_regclass('background_jobs') IS NOT NULL", {}
         )
@@ -103,7 +115,7 @@ class PostgresStorage:
         await self._lender.close()
         if self._opened:
             self._opened = False
-            await self._pool.close()
+            await users.leave(self._pool)
 
     # ---------------------------------------------------------------------------------------------------------- claiming
 

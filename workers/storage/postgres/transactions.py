@@ -4,15 +4,13 @@ The job is claimed like any other; then its row is locked, with its token, in th
 removed in it when the job returns. Whatever the job raises rolls everything back, and its outcome is written afterwards
 under the same token by the completer. These connections are their own, never the claimer's or completer's: as many as run
 at once, which is at most one for each worker of the queue. Nothing of ours is prepared on them: a plan that was made when
-the table was empty would read all of it for one row.
+the table was empty would read all of it for one row. What a job leaves behind on its session does not reach the next one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import selectors
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
@@ -22,43 +20,49 @@ from psycopg.rows import tuple_row
 from ...errors import StorageRejectedError
 from ...lifecycle import Archive
 from ..base import Guard, Settlement, SyncTransactionalRun, TransactionalRun
-from .checkout import fetch_on, translated
+from .checkout import translated
+from .fitting import fetch_on
+from .kept_links import KeptLinks
+from .links import AsyncLink, Link
+from .shelf import Kept
 from .statements import statement
 
 __all__ = ["TransactionConnections"]
 
 _LOCK, _FINISH, _ARCHIVE = statement("lock_run"), statement("finish_run"), statement("archive")
 
+#: A server that is well answers a BEGIN at once; the lock on the row may have to be waited for.
+_BEGIN_SECONDS, _LOCK_SECONDS = 2.0, 5.0
+
 
 class TransactionConnections:
-    """The connections of transactional jobs: made on demand, kept for the next one, closed together."""
+    """The connections of transactional jobs: made on demand, kept for the next one for a minute, closed together."""
 
     def __init__(
-        self,
-        connect: Callable[[], psycopg.Connection[Any]],
-        connect_async: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]],
+        self, connect: Callable[[], Link], connect_async: Callable[[], Awaitable[AsyncLink]]
     ) -> None:
-        self._connect = connect
-        self._connect_async = connect_async
-        # list.append and list.pop are atomic: the threads of synchronous jobs share these
-        self._idle: list[psycopg.Connection[Any]] = []
-        self._idle_async: list[psycopg.AsyncConnection[Any]] = []
-        self._closed = False
+        self._links = KeptLinks(connect, connect_async)
+
+    def open(self) -> None:
+        """Close connections that were idle for long, from now on. On the event loop."""
+        self._links.open()
+
+    async def close(self) -> None:
+        """Close what is idle, and what is in use as soon as it is not."""
+        self._links.close()
 
     @asynccontextmanager
     async def run(self, session: int, guard: Guard) -> AsyncIterator[TransactionalRun | None]:
         """One attempt on an asynchronous connection; None when the job is no longer this claim's."""
         with translated():
-            conn = await self._take_async()
-        row_factory, raised = conn.row_factory, False
+            kept, transaction, held = await self._begin_async(_lock_params(session, guard))
+        raised = False
         try:
-            async with conn.transaction():
-                with translated():
-                    rows = await fetch_on(conn, _LOCK, _lock_params(session, guard), prepare=False)
+            async with transaction:
                 try:
-                    yield _Run(conn, session) if rows else None
+                    yield _Run(kept, session) if held else None
                 except BaseException:
-                    raised = True
+                    raised, kept.link.patience = True, _LOCK_SECONDS
                     raise
         except psycopg.Error:
             if raised:  # the job's own
@@ -66,29 +70,20 @@ class TransactionConnections:
             with translated():
                 raise
         finally:
-            if conn.pgconn.transaction_status == TransactionStatus.IDLE and not self._closed:
-                conn.row_factory = row_factory
-                self._idle_async.append(conn)
-            else:
-                await conn.close()
+            await self._links.give_back_async(kept, dirty=held)
 
     @contextmanager
     def run_sync(self, session: int, guard: Guard) -> Iterator[SyncTransactionalRun | None]:
         """The same on a synchronous connection, for a job in a thread."""
         with translated():
-            conn = self._take()
-        row_factory, raised = conn.row_factory, False
+            kept, transaction, held = self._begin(_lock_params(session, guard))
+        raised = False
         try:
-            with conn.transaction():
-                with translated():
-                    cursor = psycopg.Cursor(conn, row_factory=tuple_row)
-                    rows = cursor.execute(
-                        _LOCK, _lock_params(session, guard), prepare=False
-                    ).fetchall()
+            with transaction:
                 try:
-                    yield _SyncRun(conn, session) if rows else None
+                    yield _SyncRun(kept, session) if held else None
                 except BaseException:
-                    raised = True
+                    raised, kept.link.patience = True, _LOCK_SECONDS
                     raise
         except psycopg.Error:
             if raised:  # the job's own
@@ -96,73 +91,76 @@ class TransactionConnections:
             with translated():
                 raise
         finally:
-            if conn.pgconn.transaction_status == TransactionStatus.IDLE and not self._closed:
-                conn.row_factory = row_factory
-                self._idle.append(conn)
-            else:
-                conn.close()
+            self._links.give_back(kept, dirty=held)
 
-    async def _take_async(self) -> psycopg.AsyncConnection[Any]:
-        while self._idle_async:
-            conn = self._idle_async.pop()
-            if _is_quiet(conn):
-                return conn
-            await conn.close()
-        return await self._connect_async()
+    async def _begin_async(
+        self, params: dict[str, int]
+    ) -> tuple[Kept[AsyncLink], AsyncExitStack, bool]:
+        """A connection in a transaction, and whether that holds the job's row."""
+        while True:
+            kept = await self._links.take_async()
+            link = kept.link
+            try:
+                async with AsyncExitStack() as stack:
+                    link.patience = _BEGIN_SECONDS
+                    await stack.enter_async_context(link.transaction())
+                    link.patience = _LOCK_SECONDS
+                    rows = await fetch_on(link, _LOCK, params, prepare=False)
+                    link.patience = None  # what the job does takes as long as it takes
+                    return kept, stack.pop_all(), bool(rows)
+            except BaseException as error:
+                if not self._links.broke(kept, error):
+                    raise
 
-    def _take(self) -> psycopg.Connection[Any]:
-        with contextlib.suppress(IndexError):  # another thread may have taken the last one
-            while True:
-                conn = self._idle.pop()
-                if _is_quiet(conn):
-                    return conn
-                conn.close()
-        return self._connect()
-
-    async def close(self) -> None:
-        """Close what is idle, and what is in use as soon as it is not."""
-        self._closed = True
-        while self._idle_async:
-            await self._idle_async.pop().close()
-        while self._idle:
-            self._idle.pop().close()
+    def _begin(self, params: dict[str, int]) -> tuple[Kept[Link], ExitStack, bool]:
+        """The same on a synchronous connection."""
+        while True:
+            kept = self._links.take()
+            link = kept.link
+            try:
+                with ExitStack() as stack:
+                    link.patience = _BEGIN_SECONDS
+                    stack.enter_context(link.transaction())
+                    link.patience = _LOCK_SECONDS
+                    cursor = psycopg.Cursor(link, row_factory=tuple_row)
+                    rows = cursor.execute(_LOCK, params, prepare=False).fetchall()
+                    link.patience = None
+                    return kept, stack.pop_all(), bool(rows)
+            except BaseException as error:
+                if not self._links.broke(kept, error):
+                    raise
 
 
 class _Run:
     """See `storage.base.TransactionalRun`."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[Any], session: int) -> None:
-        self.connection = connection
+    def __init__(self, kept: Kept[AsyncLink], session: int) -> None:
+        self.connection = kept.link
+        self._baseline = kept.baseline
         self._session = session
 
     async def finish(self, settlement: Settlement) -> None:
         _check_open(self.connection.pgconn.transaction_status)
         sql, params = _finishing(self._session, settlement)
         with translated():
-            cursor = psycopg.AsyncCursor(self.connection, row_factory=tuple_row)
-            _check_written((await cursor.execute(sql, params, prepare=False)).rowcount)
+            cursor = psycopg.AsyncClientCursor(self.connection, row_factory=tuple_row)
+            _check_written(await cursor.execute(self._baseline.around(sql), params))
 
 
 class _SyncRun:
     """See `storage.base.SyncTransactionalRun`."""
 
-    def __init__(self, connection: psycopg.Connection[Any], session: int) -> None:
-        self.connection = connection
+    def __init__(self, kept: Kept[Link], session: int) -> None:
+        self.connection = kept.link
+        self._baseline = kept.baseline
         self._session = session
 
     def finish(self, settlement: Settlement) -> None:
         _check_open(self.connection.pgconn.transaction_status)
         sql, params = _finishing(self._session, settlement)
         with translated():
-            cursor = psycopg.Cursor(self.connection, row_factory=tuple_row)
-            _check_written(cursor.execute(sql, params, prepare=False).rowcount)
-
-
-def _is_quiet(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
-    """Whether the server has said nothing unasked on an idle connection: its farewell, most likely."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(conn.fileno(), selectors.EVENT_READ)
-        return not selector.select(0)
+            cursor = psycopg.ClientCursor(self.connection, row_factory=tuple_row)
+            _check_written(cursor.execute(self._baseline.around(sql), params))
 
 
 def _lock_params(session: int, guard: Guard) -> dict[str, int]:
@@ -189,6 +187,7 @@ def _check_open(status: int) -> None:
         )
 
 
-def _check_written(rows: int) -> None:
-    if rows != 1:
+def _check_written(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> None:
+    cursor.nextset()  # the first is Baseline.around's
+    if cursor.rowcount != 1:
         raise StorageRejectedError("the job's row is gone although its transaction held it")

@@ -1,0 +1,128 @@
+"""Encodings that can't hold every row, and settings that somebody changes on a pooled connection (rule 17)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.helpers.server import connection_url
+from tests.storage.engines import PostgresEngine, ids, mail, mails
+from workers.errors import StorageRejectedError
+from workers.storage.postgres.storage import PostgresStorage
+
+ENCODINGS = ["LATIN1", "SQL_ASCII", "EUC_JP"]
+TEXT = '{"text": "€ 日本 é 💥"}'
+
+#: What an application may do to a connection that it got from its pool.
+CHANGES = [
+    "SET search_path = pg_catalog",
+    "SET default_transaction_read_only = on",
+    "SET client_encoding = 'LATIN1'",
+]
+
+
+async def use(engine: PostgresEngine) -> None:
+    """Everything that meets the text of a row."""
+    storage, runner = engine.storage, engine.runner()
+    await storage.enqueue([mail(data=TEXT), *mails(3)])
+    jobs = await runner.take()
+    assert TEXT in [job.data for job in jobs]
+    assert await runner.complete(jobs) == set(ids(jobs))
+    assert runner.maintain().alive
+    listener = storage.listener()
+    assert listener is not None
+    await listener.open()
+    await listener.close()
+    runner.control.close()
+
+
+async def encoding(engine: PostgresEngine) -> str:
+    async with engine.pool.connection() as conn:
+        return (conn.pgconn.parameter_status(b"client_encoding") or b"").decode()
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("how", ["dsn", "options", "environment"])
+async def test_any_text_under_any_encoding(
+    database_url: str, warm_server: None, name: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row with a character that it lacks must not stop the queue; and it is put back."""
+    url = database_url
+    if how == "environment":
+        monkeypatch.setenv("PGCLIENTENCODING", name)
+    elif how == "dsn":
+        url = connection_url(url, client_encoding=name)
+    else:
+        url = connection_url(url, options=f"-c client_encoding={name}")
+    utf8 = connection_url(database_url, client_encoding="utf8")
+    async with PostgresEngine.opened(url, conn_url=utf8, max_size=1) as engine:
+        for _ in range(2):
+            await use(engine)
+            assert await encoding(engine) == name
+
+
+async def test_a_pool_of_our_own_speaks_utf8(database_url: str, warm_server: None) -> None:
+    """So that nothing has to be set at each statement."""
+    storage = PostgresStorage(connection_url(database_url, client_encoding="LATIN1"))
+    await storage.open()
+    [job_id] = await storage.enqueue([mail(data=TEXT)])
+    record = await storage.find(job_id or 0)
+    assert record is not None
+    assert record.data == TEXT
+    async with storage._pool.connection() as conn:
+        assert conn.info.encoding == "utf-8"
+    await storage.close()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_connection_that_was_changed_is_looked_at_again(
+    database_url: str, warm_server: None, change: str
+) -> None:
+    """What is refused for that is done again, and what was set is put back."""
+    shown = change.split()[1]
+    async with PostgresEngine.opened(database_url, max_size=1) as engine:
+        await engine.storage.enqueue(mails(1))
+        async with engine.pool.connection() as conn:
+            await conn.execute(change.encode())
+            changed = await value(conn, shown)
+        for _ in range(2):
+            await engine.storage.enqueue(mails(1))
+            await use(engine)
+            engine.conn.execute("TRUNCATE background_jobs")
+        async with engine.pool.connection() as conn:
+            assert await value(conn, shown) == changed
+
+
+async def value(conn: psycopg.AsyncConnection[Any], name: str) -> Any:
+    cursor = await conn.execute("SELECT current_setting(%s)", [name])
+    return await cursor.fetchone()
+
+
+async def test_a_timeout_that_was_set_later_fails_once_at_most(
+    database_url: str, warm_server: None
+) -> None:
+    """Whether a statement that was broken off did anything is not for the engine to guess; the next one is well."""
+    async with PostgresEngine.opened(database_url, max_size=1) as engine:
+        storage: Any = engine.storage
+        await storage.stats()
+        async with engine.pool.connection() as conn:
+            await conn.execute("SET statement_timeout = '50ms'")
+        with pytest.raises(Exception, match="statement timeout"):
+            await storage._checkout.fetch("SELECT pg_sleep(0.3)", {})
+        await storage._checkout.fetch("SELECT pg_sleep(0.3)", {})
+
+
+async def test_what_is_refused_for_itself_stays_refused(postgres: PostgresEngine) -> None:
+    """It is not done twice."""
+    storage: Any = postgres.storage
+    done = []
+
+    async def work(conn: psycopg.AsyncConnection[Any]) -> None:
+        done.append(conn)
+        await conn.execute("SELECT 1/0")
+
+    with pytest.raises(StorageRejectedError, match="division by zero"):
+        await storage._checkout.run(work)
+    assert len(done) == 1

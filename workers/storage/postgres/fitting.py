@@ -1,0 +1,160 @@
+"""Borrowed connections made fit for our statements, and put back as they were.
+
+What a session is set to is asked once in the life of a connection, and again when a statement is refused: somebody may have
+changed it since. On ordinary connections nothing needs to be set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+__all__ = ["Fitted", "Fitting", "fetch_on"]
+
+_Connection = psycopg.AsyncConnection[Any]
+
+#: What our statements need of a session. A timeout in milliseconds is raised to this where it is set, and shorter.
+_SETTINGS = {
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+}
+_TIMEOUTS = {
+    "statement_timeout": 10_000,
+    "transaction_timeout": 10_000,
+    "idle_in_transaction_session_timeout": 10_000,
+    "lock_timeout": 5_000,
+}
+#: pg_settings leaves out what this version of the server does not have.
+_PROFILE = "SELECT name, setting FROM pg_settings WHERE name = ANY(%(names)s)"
+
+
+class Fitting:
+    """Makes connections of one pool fit, and remembers what each of them needs."""
+
+    def __init__(self) -> None:
+        #: Of the first connection; every other one gets it.
+        self.search_path: str | None = None
+        self.repairs: WeakKeyDictionary[_Connection, dict[str, str]] = WeakKeyDictionary()
+
+    def fitted(self, conn: _Connection) -> Fitted:
+        """`conn` as it is, to be prepared."""
+        return Fitted(self, conn)
+
+    async def inspect(self, conn: _Connection) -> dict[str, str]:
+        """What has to be set on this connection as it is now; usually nothing."""
+        names = ["search_path", *_SETTINGS, *_TIMEOUTS]
+        found = dict(await fetch_on(conn, _PROFILE, {"names": names}))
+        if self.search_path is None:
+            self.search_path = found["search_path"]
+        wanted = _SETTINGS | {"search_path": self.search_path}
+        repairs = {name: value for name, value in wanted.items() if found[name] != value}
+        for name, least in _TIMEOUTS.items():
+            if 0 < int(found.get(name, 0)) < least:
+                repairs[name] = str(least)
+        return repairs
+
+
+class Fitted:
+    """A connection while it is borrowed."""
+
+    __slots__ = ("_before", "_driver", "_fitting", "conn")
+
+    def __init__(self, fitting: Fitting, conn: _Connection) -> None:
+        self.conn = conn
+        self._fitting = fitting
+        self._driver = conn.autocommit, conn.isolation_level, conn.read_only
+        self._before: dict[str, str] = {}
+
+    async def prepare(self) -> None:
+        """Autocommit, READ COMMITTED, UTF8, our search_path and no timeout too short for us."""
+        conn, repairs = self.conn, self._fitting.repairs
+        autocommit, isolation, read_only = self._driver
+        if not autocommit:
+            await conn.set_autocommit(True)
+        if isolation is not None:
+            await conn.set_isolation_level(None)
+        if read_only is not None:
+            await conn.set_read_only(None)
+        # first: under SQL_ASCII the driver reads no text, under LATIN1 and others the server can't send every row
+        if _encoding(conn) != "UTF8":
+            await self._set({"client_encoding": "UTF8"})
+        if conn not in repairs:
+            repairs[conn] = await self._fitting.inspect(conn)
+        if repairs[conn]:
+            await self._set(repairs[conn])
+
+    async def changed(self) -> bool:
+        """Whether somebody has changed this session since it was looked at. If so, it is fit again."""
+        if self.conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            return False
+        repairs = await self._fitting.inspect(self.conn)
+        if not repairs:
+            return False
+        await self._set(repairs)
+        self._fitting.repairs[self.conn] = self._fitting.repairs.get(self.conn, {}) | repairs
+        return True
+
+    def forget(self) -> None:
+        """Look at this session again when it is borrowed next."""
+        self._fitting.repairs.pop(self.conn, None)
+
+    async def undo(self) -> None:
+        """Put everything back."""
+        conn = self.conn
+        autocommit, isolation, read_only = self._driver
+        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            # an unknown state is not given back; the pool replaces what is closed
+            await conn.close()
+            return
+        try:
+            if self._before:
+                await _set(conn, self._before)
+            if not autocommit:
+                await conn.set_autocommit(False)
+            if isolation is not None:
+                await conn.set_isolation_level(isolation)
+            if read_only is not None:
+                await conn.set_read_only(read_only)
+        except psycopg.Error:
+            # the statement itself was carried out: only the connection is lost
+            await conn.close()
+
+    async def _set(self, settings: dict[str, str]) -> None:
+        self._before = await _set(self.conn, settings) | self._before
+
+
+def _encoding(conn: _Connection) -> str:
+    """As the server last reported it; some proxies don't."""
+    return (conn.pgconn.parameter_status(b"client_encoding") or b"UTF8").decode()
+
+
+async def fetch_on(
+    conn: _Connection,
+    sql: str,
+    params: dict[str, Any],
+    *,
+    prepare: bool | None = None,
+) -> Sequence[tuple[Any, ...]]:
+    """Run one statement on `conn` with plain tuples, whatever its own row and cursor factories."""
+    async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
+        await cursor.execute(sql, params, prepare=prepare)
+        return await cursor.fetchall() if cursor.description else []
+
+
+async def _set(conn: _Connection, settings: dict[str, str]) -> dict[str, str]:
+    """Set session parameters; returns what they were."""
+    names, values = list(settings), list(settings.values())
+    before = {name: _encoding(conn) for name in names if name == "client_encoding"}
+    rows = await fetch_on(
+        conn,
+        "SELECT item.name, current_setting(item.name), set_config(item.name, item.value, false)"
+        " FROM unnest(%(names)s::text[], %(values)s::text[]) AS item (name, value)",
+        {"names": names, "values": values},
+    )
+    # under SQL_ASCII the driver returns bytes
+    return dict(zip(names, (row[1] for row in rows), strict=True)) | before
