@@ -71,6 +71,7 @@ CREATE SEQUENCE worker_sessions_id_seq AS integer NO CYCLE;
 CREATE TABLE worker_sessions (
     id            bigint      PRIMARY KEY DEFAULT nextval('worker_sessions_id_seq'),
     name          text        NOT NULL,
+    queues        text[]      NOT NULL DEFAULT '{}',
     alive         boolean     NOT NULL DEFAULT true,
     lease_until   timestamptz NOT NULL,
     suspect_since timestamptz,

@@ -142,7 +142,9 @@ class Engine(Protocol):
 
     storage: Storage
 
-    def runner(self, name: str = "runner", *, lease: float = LEASE) -> Runner:
+    def runner(
+        self, name: str = "runner", *, lease: float = LEASE, queues: tuple[str, ...] = ()
+    ) -> Runner:
         """A new session."""
 
     def advance(self, seconds: float) -> None:
@@ -172,9 +174,11 @@ class MemoryEngine:
         self.storage: Storage
         self.storage = self._memory = MemoryStorage(clock=lambda: self.now)
 
-    def runner(self, name: str = "runner", *, lease: float = LEASE) -> Runner:
+    def runner(
+        self, name: str = "runner", *, lease: float = LEASE, queues: tuple[str, ...] = ()
+    ) -> Runner:
         control = self.storage.control()
-        return Runner(self, control, control.open(name, lease))
+        return Runner(self, control, control.open(name, lease, queues))
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -229,10 +233,12 @@ class PostgresEngine:
                         control.abandon()
                     await storage.close()
 
-    def runner(self, name: str = "runner", *, lease: float = LEASE) -> Runner:
+    def runner(
+        self, name: str = "runner", *, lease: float = LEASE, queues: tuple[str, ...] = ()
+    ) -> Runner:
         control = self.storage.control()
         self.controls.append(control)
-        session = control.open(name, lease)
+        session = control.open(name, lease, queues)
         self.now += 5  # a new link may judge other sessions' leases after this many seconds
         return Runner(self, control, session)
 

@@ -166,21 +166,22 @@ async def test_stray_jobs_are_named(engine: Engine, runner: Runner) -> None:
 async def test_types_that_nobody_knows_are_named_after_a_while(
     engine: Engine, runner: Runner
 ) -> None:
-    """Guarantee 5: in the queues that this runner works, or in none; not while another runner is at them."""
+    """Guarantee 5: in the queues that this runner works, that nobody works, or in none; not while another is at them."""
     await engine.storage.enqueue(
         [
             mail(job_type="unknown"),
             mail(job_type="unknown", queue="elsewhere"),
+            mail(job_type="unknown", queue="nowhere"),
             mail(job_type="homeless", queue=None),
             mail(job_type="another's"),
             *mails(3),
         ]
     )
     assert not runner.maintain(KNOWN, ["default"]).unknown
-    await engine.runner().take(types=("another's",))
+    await engine.runner(queues=("elsewhere",)).take(types=("another's",))
     engine.advance(11)
     found = runner.maintain(KNOWN, ["default"]).unknown
-    assert set(found) == {("unknown", "default"), ("homeless", "")}
+    assert set(found) == {("unknown", "default"), ("unknown", "nowhere"), ("homeless", "")}
 
 
 async def test_given_back_jobs_need_no_staging(engine: Engine, runner: Runner) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -261,7 +262,7 @@ async def test_first_the_lock_then_the_row(postgres: PostgresEngine) -> None:
     async with anyio.create_task_group() as tasks:
         with postgres.conn.transaction():
             postgres.conn.execute("LOCK TABLE worker_sessions IN SHARE MODE")
-            tasks.start_soon(to_thread.run_sync, control.open, "late", 15)
+            tasks.start_soon(to_thread.run_sync, partial(control.open, "late", 15))
             await postgres.wait_blocked()
             held = postgres.conn.execute(
                 "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"

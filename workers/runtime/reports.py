@@ -106,6 +106,8 @@ class Reports:
             )
         for job_type, queue in result.unknown:
             where = f"in queue {queue!r}" if queue else "without a queue"
+            if queue and queue not in self._queues:
+                where += ", which no runner works,"
             self._warn(
                 f"jobs of type {job_type} have been waiting {where} for 10 s or longer, and this runner does not know the "
                 "type; unless another one does, register_job_type is missing"

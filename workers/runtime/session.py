@@ -143,7 +143,7 @@ class SessionKeeper:
 
     def _run(self) -> None:
         try:
-            session = self._control.open(self._name, self._request.lease)
+            session = self._control.open(self._name, self._request.lease, self._request.queues)
         except BaseException as error:
             self._control.abandon()
             self.started.set_exception(error)
@@ -231,7 +231,7 @@ class SessionKeeper:
     def _replace_session(self) -> None:
         self._replacing, now = True, time.monotonic()
         self._control.abandon()
-        session = self._control.open(self._name, self._request.lease)
+        session = self._control.open(self._name, self._request.lease, self._request.queues)
         self._replacing = False
         self._post(self._events.session_replaced, session)
         self._post(self._events.renewed, now + self._request.lease)

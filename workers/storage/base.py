@@ -146,7 +146,7 @@ class Storage(Protocol):
 class Control(Protocol):
     """The session's own link, used from one thread."""
 
-    def open(self, name: str, lease: float) -> int:
+    def open(self, name: str, lease: float, queues: Collection[str] = ()) -> int:
         """Connect and register a new session: first the lock, then the row. Returns its id."""
 
     def recover(self, lease: float) -> bool:

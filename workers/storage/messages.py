@@ -119,7 +119,7 @@ class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     this runner in which jobs that crashed a process wait. `rescue`: some session is dead and still has claims.
 
     For warnings, now and then, as (job type, queue): `stray` are known types that wait in queues this runner does not work,
-    `unknown` are types it does not know that have waited for 10 s, in its queues or in none ("").
+    `unknown` are types it does not know that have waited for 10 s, in its queues, in those of nobody, or in none ("").
     """
 
     alive: bool

@@ -28,12 +28,14 @@ class MemoryControl:
         self._linked = False
         self._poked = threading.Event()
 
-    def open(self, name: str, lease: float) -> int:
+    def open(self, name: str, lease: float, queues: Collection[str] = ()) -> int:
         """Register a session."""
         tables = self._tables
         with tables.lock:
             self._id = next(tables.session_ids)
-            tables.sessions[self._id] = Session(self._id, name, tables.clock() + lease)
+            tables.sessions[self._id] = Session(
+                self._id, name, tables.clock() + lease, frozenset(queues)
+            )
             self._linked = True
         return self._id
 
@@ -68,6 +70,13 @@ class MemoryControl:
                 if row.queue is not None and row.job_type in request.declared
             ]
             old = tables.clock() - _UNKNOWN_FOR
+            others = set[str]().union(
+                *(
+                    other.queues
+                    for other in tables.sessions.values()
+                    if other is not session and other.alive
+                )
+            )
             return Maintenance(
                 alive=alive,
                 wakes=wakes,
@@ -83,7 +92,7 @@ class MemoryControl:
                     (row.job_type, row.queue or "")
                     for row in ready
                     if row.job_type not in request.declared
-                    and (row.queue is None or row.queue in request.queues)
+                    and (row.queue in request.queues or row.queue not in others)
                     and row.created_at < old
                 },
                 rescue=any(not other.alive for other in tables.sessions.values()),

@@ -89,6 +89,7 @@ class Session:
     id: int
     name: str
     lease_until: float
+    queues: frozenset[str] = frozenset()
     locked: bool = True
     alive: bool = True
     suspect_since: float | None = None

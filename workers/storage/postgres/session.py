@@ -84,14 +84,14 @@ class PostgresControl:
         self._judge_locks_at = self._judge_leases_at = 0.0
         self._strays = Strays(clock)
 
-    def open(self, name: str, lease: float) -> int:
+    def open(self, name: str, lease: float, queues: Collection[str] = ()) -> int:
         """Connect and register: first the lock, then the row."""
         with translated():
             self._reconnect(lease)
             self._judge_locks_at = 0.0
             ((self._session,),) = self._fetch("SELECT nextval('worker_sessions_id_seq')::bigint")
             self._take_lock()
-            self._fetch(_OPEN, session=self._session, name=name, lease=lease)
+            self._fetch(_OPEN, session=self._session, name=name, lease=lease, queues=list(queues))
         return self._session
 
     def recover(self, lease: float) -> bool:

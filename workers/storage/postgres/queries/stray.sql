@@ -1,8 +1,8 @@
 -- Jobs that wait where nobody may be looking, for warnings, not for a count:
 --
 -- not worked  known job types in queues that this runner does not work
--- not known   job types that this runner does not know, in its queues or, without one, anywhere, for 10 s or longer: a newer
---             or another runner that knows them would have begun by then
+-- not known   job types that this runner does not know, in its queues, in those that no runner works, or in none, for 10 s
+--             or longer: a newer or another runner that knows them would have begun by then
 --
 -- Queues and types are found by skipping from one to the next in an index, and only the first rows of each queue are looked
 -- at. What nobody takes stays there, in front.
@@ -47,5 +47,7 @@ SELECT DISTINCT job_type, queue, job_type = ANY(%(job_types)s::text[]) AS known
 FROM waiting
 WHERE session_id IS NULL AND CASE
     WHEN job_type = ANY(%(job_types)s::text[]) THEN queue <> ALL(%(queues)s::text[]) AND queue <> ''
-    ELSE (queue = ANY(%(queues)s::text[]) OR queue = '') AND created_at < now() - interval '10 seconds'
+    ELSE created_at < now() - interval '10 seconds' AND (
+        queue = ANY(%(queues)s::text[]) OR NOT EXISTS (SELECT FROM worker_sessions AS other WHERE other.alive AND queue = ANY(other.queues))
+    )
 END
