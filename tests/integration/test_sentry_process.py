@@ -73,7 +73,7 @@ class Prints(Transport):
 sentry_sdk.init("https://key@sentry.invalid/1", transport=Prints(), auto_enabling_integrations=False)
 pool = psycopg_pool.AsyncConnectionPool("postgresql://me:{PASSWORD}@127.0.0.1:1/shop", open=False)
 try:
-    Connector(pool).connect()
+    Connector(pool, lambda: None).connect()
 except Exception:
     logging.getLogger("workers").critical("the runner died", exc_info=True)
 """
