@@ -205,10 +205,10 @@ async def test_shutdown_while_the_session_can_not_be_opened(
     begun, may_go_on = threading.Event(), threading.Event()
     open_session = PostgresControl.open
 
-    def open_late(self: PostgresControl, name: str, lease: float) -> int:
+    def open_late(self: PostgresControl, *args: Any) -> int:
         begun.set()
         may_go_on.wait()
-        return open_session(self, name, lease)
+        return open_session(self, *args)
 
     monkeypatch.setattr(PostgresControl, "open", open_late)
     handle = make_runner(pool, Brief, context=World()).start()

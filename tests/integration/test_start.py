@@ -65,7 +65,7 @@ async def test_the_session_can_not_be_opened(
 ) -> None:
     """An error of the session thread is a start-up error like any other."""
 
-    def refuse(self: PostgresControl, name: str, lease: float) -> int:
+    def refuse(self: PostgresControl, *args: Any) -> int:
         raise StorageError("no connection is left")
 
     monkeypatch.setattr(PostgresControl, "open", refuse)
