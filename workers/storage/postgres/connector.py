@@ -56,7 +56,7 @@ class Connector:
     `search_path` is what the pool's connections have, as soon as that is known: its `configure` may have set it.
     """
 
-    def __init__(self, pool: AnyPool, search_path: Callable[[], str | None]) -> None:
+    def __init__(self, pool: AnyPool, search_path: Callable[[], str | None] = lambda: None) -> None:
         self._pool = pool
         self._search_path = search_path
 
