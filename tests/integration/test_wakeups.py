@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
@@ -60,7 +59,9 @@ async def test_a_committed_job_starts_at_once(pool: AsyncPool, conn: psycopg.Con
             await soon(world, "autocommit")
             with conn.transaction():
                 Note(name="committed").enqueue(conn)
-                await asyncio.sleep(0.05)
+                with psycopg.connect(conn.info.dsn, options=conn.info.options) as another:
+                    Note(name="meanwhile").enqueue(another)
+                await soon(world, "meanwhile")
                 assert not world.happened("committed")
             await soon(world, "committed")
             with conn.transaction(force_rollback=True):
