@@ -27,6 +27,8 @@ def test_an_old_worker_leaves_alone_what_it_does_not_know(
 
     new = workers.start("brief,later")
     history.wait_for("end", count=len(brief) + len(later))
+    # written as well: nobody else could run what is given back of these
+    eventually(lambda: left(conn)["background_jobs"] == 0)
     for member in workers.members:
         member.send(signal.SIGTERM)
     assert [member.wait() for member in workers.members] == [0, 0]
@@ -46,6 +48,8 @@ def test_workers_with_different_job_types_share_a_queue(
         brief += Brief.enqueue_batch(conn, [Brief(key=round_number) for _ in range(10)])
         later += Later.enqueue_batch(conn, [Later(key=round_number) for _ in range(10)])
     history.wait_for("end", count=len(brief) + len(later))
+    # written as well: nobody else could run what is given back of these
+    eventually(lambda: left(conn)["background_jobs"] == 0)
     held += Held.enqueue_batch(conn, [Held(key=key) for key in range(8)])
     history.wait_for("start", count=len(brief) + len(later) + len(held))
 

@@ -66,8 +66,7 @@ class Processes:
         logger.info("%s: passed on to %d processes", number.name, len(self._children))
         self._stopping.set()
         for child in self._children:
-            with contextlib.suppress(ProcessLookupError):
-                child.send_signal(number)
+            _send(child, number)
 
     async def _keep(self, index: int) -> None:
         """One child after the other, until one ends that is not to be replaced."""
@@ -113,7 +112,7 @@ class Processes:
                 )
             self._children.add(child)
             if self._stopping.is_set():
-                child.send_signal(signal.SIGTERM)
+                _send(child, signal.SIGTERM)
             ours.setblocking(False)
             loop = asyncio.get_running_loop()
             loop.add_reader(ours, self._is_ready, ours)
@@ -156,6 +155,13 @@ def watched_by_parent() -> Iterator[None]:
                 yield
         finally:
             loop.remove_reader(parent)
+
+
+def _send(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Not by its own method: that looks whether the child has ended, and takes its exit code away from who waits for it."""
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, number)
 
 
 def _signal_name(number: int) -> str:
