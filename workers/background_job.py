@@ -24,6 +24,7 @@ from ._enqueueing import MAX_DELAY, encode_all, parameters
 from .backoff import Exponential
 from .connections import (
     ENQUEUE,
+    ENQUEUE_AT,
     ENQUEUE_BATCH,
     ENQUEUE_COPY,
     ENQUEUE_DEDUPLICATED,
@@ -159,7 +160,10 @@ class BackgroundJob(Generic[ContextT]):
             given["data"] = [data]
             return connections.run(cls, conn, ENQUEUE_DEDUPLICATED, given, first_id)
         given["data"] = data
-        return connections.run(cls, conn, ENQUEUE, given, first_id)
+        if run_at is None and delay is None:
+            del given["run_at"], given["delay"]
+            return connections.run(cls, conn, ENQUEUE, given, first_id)
+        return connections.run(cls, conn, ENQUEUE_AT, given, first_id)
 
     @overload
     @classmethod

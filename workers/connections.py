@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENQUEUE",
+    "ENQUEUE_AT",
     "ENQUEUE_BATCH",
     "ENQUEUE_COPY",
     "ENQUEUE_DEDUPLICATED",
@@ -75,6 +76,7 @@ class Query:
 
 
 ENQUEUE = Query("enqueue")
+ENQUEUE_AT = Query("enqueue_at")
 ENQUEUE_BATCH = Query("enqueue_batch")
 ENQUEUE_DEDUPLICATED = Query("enqueue_deduplicated")
 #: Many ordinary jobs whose ids nobody wants: COPY where the connection can, else as a batch. Its data may be any iterable.

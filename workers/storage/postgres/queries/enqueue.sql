@@ -1,11 +1,8 @@
--- One ordinary job. A job that is due at once is announced in the same statement.
-WITH job AS (
-    INSERT INTO background_jobs (job_type, data, priority, queue, run_at)
-    VALUES (
-        %(job_type)s::text, %(data)s::jsonb, %(priority)s::smallint, %(queue)s::text,
-        workers_run_at(%(run_at)s::timestamptz, %(delay)s::float8)
-    )
-    RETURNING id, queue, priority, position, run_at
-)
-SELECT id, CASE WHEN run_at IS NULL THEN workers_notify(queue, priority, position) END
-FROM job
+-- One ordinary job, due at once, announced in the same statement: workers_notify written out, as PostgreSQL can't inline it,
+-- and nothing else that a call would be needed for. This is what most enqueues are.
+INSERT INTO background_jobs AS job (job_type, data, priority, queue)
+VALUES (%(job_type)s::text, %(data)s::jsonb, %(priority)s::smallint, %(queue)s::text)
+RETURNING
+    job.id,
+    CASE WHEN current_setting('workers.notify', true) IS DISTINCT FROM 'off'
+        THEN pg_notify(workers_channel(), job.position || ' ' || job.priority || ' ' || job.queue) END
