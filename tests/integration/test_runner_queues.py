@@ -24,7 +24,7 @@ BARE = b"INSERT INTO background_jobs (job_type, data, priority) VALUES (%s, '{}'
 
 def look_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """For jobs that wait where nobody looks, in every round of housekeeping."""
-    monkeypatch.setattr(strays, "EVERY", 0.0)
+    monkeypatch.setattr(strays, "FIRST", 0.0)
     monkeypatch.setattr(strays, "SHARE", 0)
 
 

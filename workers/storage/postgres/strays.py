@@ -12,8 +12,9 @@ __all__ = ["Strays"]
 
 _STRAY = statement("stray")
 
-#: Every so many seconds at the most, and a hundredth of the time: while an old snapshot is held, dead entries are walked.
-EVERY, SHARE = 10.0, 100
+#: Seconds between looks: few at first, when a mistake is fresh, doubled each time. And a hundredth of the time at most:
+#: while an old snapshot is held, dead entries are walked.
+FIRST, MOST, SHARE = 10.0, 60.0, 100
 
 
 class Strays:
@@ -22,6 +23,7 @@ class Strays:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._next = 0.0
+        self._every = FIRST
 
     def look(
         self, fetch: Callable[..., Sequence[tuple[Any, ...]]], request: MaintenanceRequest
@@ -32,5 +34,6 @@ class Strays:
             return ()
         found = fetch(_STRAY, queues=list(request.queues), job_types=list(request.declared))
         ended = self._clock()
-        self._next = ended + max(EVERY, SHARE * (ended - begun))
+        self._next = ended + max(self._every, SHARE * (ended - begun))
+        self._every = min(MOST, 2 * self._every)
         return [(job_type, queue, known) for job_type, queue, known in found]
