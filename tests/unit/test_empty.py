@@ -25,6 +25,7 @@ class Surroundings:
         self.ledger = Ledger()
         self.ledger.begin_session(1)
         self.idle = True
+        self.sated = True
         self.maintenance: list[Maintenance | Exception] = []
         self.claims: list[Callable[[], int]] = []
         self.looks = 0
@@ -97,18 +98,20 @@ async def test_a_job_that_came_and_went_meanwhile_counts() -> None:
 
 
 async def test_nobody_looks_while_there_is_work() -> None:
-    """Jobs that are held, and outcomes that are still to be written."""
+    """Jobs that are held, outcomes that are still to be written, and a claim that is under way or left some behind."""
     around = Surroundings()
     token = around.ledger.begin_claim()
     job = ClaimedJob(1, "mail", "default", 0, "{}", 0, 0, False, token)
     around.ledger.claimed(token, [job], 0.0)
-    around.idle = False
+    around.idle = around.sated = False
     waiting = asyncio.create_task(around.looks_until_empty())
-    for wait_for in ("the job", "its outcome"):
+    for wait_for in ("the job", "its outcome", "the claim"):
         await asyncio.sleep(0.05)
         assert around.looks == 0, wait_for
         if wait_for == "the job":
             around.ledger.settled([Guard(1, token)])
-        else:
+        elif wait_for == "its outcome":
             around.idle = True
+        else:
+            around.sated = True
     assert await waiting == 1

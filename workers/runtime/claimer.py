@@ -73,6 +73,11 @@ class Claimer:
         self._more = True
         self._queue.attention.set()
 
+    @property
+    def sated(self) -> bool:
+        """The last claim left nothing that it saw, and nothing has been heard of since."""
+        return not self._more and not self._lock.locked()
+
     async def run(self) -> None:
         """Claim until cancelled."""
         queue, next_poll = self._queue, 0.0

@@ -40,6 +40,8 @@ class EmptyWatch:
             if (
                 not self._ledger
                 and self._completer.idle
+                # between two batches nothing is held either, and a thorough look is not cheap
+                and all(claimer.sated for claimer in self._claimers.values())
                 and await self._is_empty()
                 and claims == self._ledger.claims
             ):
