@@ -170,7 +170,7 @@ $$;
 -- A unique index alone would lose work: T1 changes data and enqueues, is told that an identical job waits, a worker runs
 -- that job on the old data, T1 commits. So the waiting row is locked until the caller's transaction ends, and workers skip
 -- locked rows. If it began to run in the meantime, the insert is tried again. Keys are visited in order, so that two batches
--- that share keys do not deadlock. For the planner's settings see workers_claim.
+-- that share keys do not deadlock. For the planner's settings see workers_complete.
 CREATE FUNCTION workers_enqueue_deduplicated(
     job_type text, data text[], priority smallint, queue text, run_at timestamptz
 ) RETURNS TABLE (ordinal bigint, id bigint) LANGUAGE plpgsql SET enable_seqscan = off AS $$
@@ -251,104 +251,13 @@ BEGIN
 END
 $$;
 
--- A claim: takes up to `limit` available jobs of `queue` for `session`, under `token`. One row of NULLs: the session is not
--- alive, and takes nothing.
---
--- priorities   where to start: for each priority, highest first, the position at which its last scan ended. NULL: a thorough
---              scan of the whole queue. While any transaction holds an old snapshot, the index entries of deleted rows stay,
---              and a scan from the beginning walks them all; a start behind them skips them. Such a hint is never a truth
---              (sequence order is not commit order), so trailing and thorough scans follow.
--- suspects     0: ordinary jobs. Else, instead: those that were claimed when a process died, with at most so many crashes.
---
--- A function for the sake of the planner, which is told to walk an index, here and nowhere else. A queue is full one minute
--- and empty the next, and its statistics are of some other minute. Left to itself PostgreSQL takes what it believes to be a
--- handful of rows, reads and sorts the 300,000 that are there (80 ms for each claim instead of 0.3), or goes on with a plan
--- that it made and kept when the table was empty. In here the only plan is the ordered scan that stops after `limit` rows.
-CREATE FUNCTION workers_claim(
-    session bigint, token bigint, queue text, job_types text[], "limit" integer,
-    priorities smallint[], positions bigint[], suspects integer
-) RETURNS TABLE (
-    id bigint, job_type text, job_queue text, priority smallint, data text,
-    retries integer, crashes smallint, deduplicated boolean, claim_token bigint, "position" bigint
-) LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
-#variable_conflict use_column
-DECLARE
-    picked bigint[];
-BEGIN
-    -- A claim on its way while its session was reaped takes nothing. KEY SHARE keeps the session's row from being removed
-    -- before this claim is visible to the sweep, and does not conflict with the renewal of its lease.
-    PERFORM FROM worker_sessions AS live WHERE live.id = $1 AND live.alive FOR KEY SHARE;
-    IF NOT FOUND THEN
-        RETURN NEXT;
-        RETURN;
-    END IF;
-    IF $8 > 0 THEN
-        picked := ARRAY(
-            SELECT job.id
-            FROM background_jobs AS job
-            WHERE job.queue = $3
-                AND job.run_at IS NULL
-                AND job.session_id IS NULL
-                AND job.crashes > 0
-                AND job.crashes <= $8
-                AND job.job_type = ANY($4)
-            ORDER BY job.priority DESC, job.position
-            LIMIT $5
-            FOR UPDATE SKIP LOCKED
-        );
-    ELSIF $6 IS NULL THEN
-        picked := ARRAY(
-            SELECT job.id
-            FROM background_jobs AS job
-            WHERE job.queue = $3
-                AND job.run_at IS NULL
-                AND job.session_id IS NULL
-                AND job.crashes = 0
-                AND job.job_type = ANY($4)
-            ORDER BY job.priority DESC, job.position
-            LIMIT $5
-            FOR UPDATE SKIP LOCKED
-        );
-    ELSE
-        picked := ARRAY(
-            SELECT row.id
-            FROM unnest($6, $7) AS hint (priority, position)
-            CROSS JOIN LATERAL (
-                SELECT job.id
-                FROM background_jobs AS job
-                WHERE job.queue = $3
-                    AND job.priority = hint.priority
-                    AND job.run_at IS NULL
-                    AND job.position >= hint.position
-                    AND job.session_id IS NULL
-                    AND job.crashes = 0
-                    AND job.job_type = ANY($4)
-                ORDER BY job.position
-                LIMIT $5
-                FOR UPDATE SKIP LOCKED
-            ) AS row
-            LIMIT $5
-        );
-    END IF;
-    IF picked <> '{}' THEN
-        INSERT INTO worker_claims (session_id, token, ids) VALUES ($1, $2, picked)
-        -- what a second scan adds to the same claim
-        ON CONFLICT (session_id, token) DO UPDATE SET ids = worker_claims.ids || excluded.ids;
-        RETURN QUERY
-            UPDATE background_jobs AS job
-            SET session_id = $1, claim_token = $2, dedup_key = NULL
-            WHERE job.id = ANY(picked)
-            RETURNING job.id, job.job_type, job.queue, job.priority, job.data::text,
-                job.retries, job.crashes, job.deduplicated, job.claim_token, job.position;
-    END IF;
-END
-$$;
-
 -- Deletes finished jobs, guarded by session and token, and forgets the `closed` claims. Returns which ids were deleted, or
 -- NULL for all of them.
 --
--- `ids` rises, so that width_bucket finds an id's place, and with it its token, by binary search. For the planner's settings
--- see workers_claim.
+-- `ids` rises, so that width_bucket finds an id's place, and with it its token, by binary search.
+--
+-- A function for the sake of the planner, which is told to walk an index, here and nowhere else: a queue is full one minute and
+-- empty the next, and its statistics, and the plans that are kept, are of some other minute.
 CREATE FUNCTION workers_complete(session bigint, ids bigint[], tokens bigint[], closed bigint[]) RETURNS bigint[]
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE

@@ -21,7 +21,7 @@ from workers import telemetry
 RUN_WITHIN = 5.0
 
 #: Parts of statements.
-CLAIM, COMPLETION = "workers_claim(", "workers_complete("
+CLAIM, COMPLETION = "INTO worker_claims", "workers_complete("
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.helpers.processes import Crew
 from tests.helpers.proxy import proxy_to
 from tests.helpers.runners import left
 
-CLAIM, ENDING = "workers_claim(", "finishing the jobs that run"
+CLAIM, ENDING = "INTO worker_claims", "finishing the jobs that run"
 
 
 def test_a_runner_that_is_told_to_stop_while_it_claims_orphans_nothing(

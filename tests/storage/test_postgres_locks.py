@@ -20,6 +20,7 @@ from workers.errors import StorageError, StorageUnavailableError
 from workers.lifecycle import Release
 from workers.storage.base import DeadSession
 from workers.storage.postgres import checkout
+from workers.storage.postgres.claiming import THOROUGH
 
 JOB = b"SELECT FROM background_jobs WHERE id = %s FOR UPDATE"
 SESSION = b"SELECT FROM worker_sessions WHERE id = %s FOR UPDATE"
@@ -169,8 +170,14 @@ async def test_session_ids_run_out_rather_than_come_again(postgres: PostgresEngi
 
 async def claim(conn: psycopg.AsyncConnection[Any], session: int) -> None:
     """What a claim does, on a connection that has not committed."""
-    query = "SELECT workers_claim(%s, 9, 'default', ARRAY['mail'], 10, NULL, NULL, 0)"
-    await conn.execute(query, [session])
+    params = {
+        "session": session,
+        "token": 9,
+        "queue": "default",
+        "job_types": ["mail"],
+        "limit": 10,
+    }
+    await conn.execute(THOROUGH, params)
 
 
 async def test_a_lease_is_not_written_every_second(postgres: PostgresEngine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from ...errors import StorageRejectedError, StorageUnavailableError
 from .fitting import Fitted, Fitting, fetch_on
 from .lender import Lender
 
-__all__ = ["PLANNER", "STATEMENT_SECONDS", "Checkout", "translated"]
+__all__ = ["ATTEMPTS", "PLANNER", "STATEMENT_SECONDS", "Checkout", "settings", "translated"]
 
 T = TypeVar("T")
 
@@ -33,10 +33,9 @@ PLANNER = {
     "enable_mergejoin": "off",
     "jit": "off",
 }
-_PLANNED = "".join(f"SET LOCAL {name} = {value}; " for name, value in PLANNER.items())
 
 #: How often a statement is tried that the server broke off to end a deadlock.
-_ATTEMPTS = 5
+ATTEMPTS = 5
 
 #: Not the caller's fault and maybe over when tried again. (psycopg files some of them under ProgrammingError and others.)
 _TRANSIENT = (
@@ -76,6 +75,11 @@ def translated() -> Iterator[None]:
         ) from error
 
 
+def settings(command: str, values: Mapping[str, str]) -> str:
+    """Statements that set the `values`; `command` is SET or SET LOCAL."""
+    return "".join([f"{command} {name} = {value}; " for name, value in values.items()])
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
@@ -87,6 +91,10 @@ class Checkout:
     def __init__(self, lender: Lender) -> None:
         self._lender = lender
         self._fitting = Fitting()
+
+    async def fit(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Make a connection fit that is ours, for good."""
+        await self._fitting.fitted(conn).prepare()
 
     @property
     def search_path(self) -> str | None:
@@ -103,11 +111,16 @@ class Checkout:
         return await self.run(lambda conn: fetch_on(conn, sql, params, prepare=prepare))
 
     async def search(
-        self, sql: str, params: dict[str, Any], *, lock_timeout: str = ""
+        self,
+        sql: str,
+        params: dict[str, Any],
+        *,
+        planner: Mapping[str, str] = PLANNER,
+        lock_timeout: str = "",
     ) -> Sequence[tuple[Any, ...]]:
         """Run one statement that looks for rows of the job table: planned as it is run, by PLANNER, in one round trip."""
         limits = f"SET LOCAL lock_timeout = '{lock_timeout}'; " if lock_timeout else ""
-        text = _PLANNED + limits + sql
+        text = settings("SET LOCAL", planner) + limits + sql
 
         async def work(conn: psycopg.AsyncConnection[Any]) -> Sequence[tuple[Any, ...]]:
             # several statements in one message are a transaction of their own
@@ -125,7 +138,7 @@ class Checkout:
         What the server broke off to end a deadlock did nothing, and is done again.
         """
         with translated():
-            for _ in range(_ATTEMPTS - 1):
+            for _ in range(ATTEMPTS - 1):
                 try:
                     return await self._run(work)
                 except (errors.DeadlockDetected, errors.SerializationFailure):

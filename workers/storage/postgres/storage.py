@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
@@ -12,7 +11,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from ...errors import MigrationError, StorageUnavailableError
-from ...job import ClaimedJob, JobRecord, JobState, NewJob
+from ...job import JobRecord, JobState, NewJob
 from ...lifecycle import Release
 from ..base import (
     Capabilities,
@@ -29,11 +28,12 @@ from ..base import (
     Wake,
 )
 from .checkout import Checkout, translated
+from .claim_link import ClaimLink
+from .claiming import Claims
 from .connector import Connector, with_defaults
-from .hints import Plan, ScanHints, ScanKind
 from .lender import AnyPool, Lender, users
 from .listener import PostgresListener
-from .literals import number_array, text_array
+from .literals import number_array
 from .producing import enqueue
 from .reading import JobReader
 from .session import PostgresControl
@@ -43,8 +43,9 @@ from .transactions import TransactionConnections
 
 __all__ = ["PostgresStorage"]
 
-_CLAIM, _COMPLETE = statement("claim"), statement("complete")
-_FORGET, _HELD_IDS, _REQUEUE = map(statement, ("forget", "held_ids", "requeue"))
+_COMPLETE, _FORGET, _HELD_IDS, _REQUEUE = map(
+    statement, ("complete", "forget", "held_ids", "requeue")
+)
 _SETTLE = {kind: statement(kind) for kind in KINDS}
 
 #: A give-back of deduplicated jobs may have to wait for a transaction that is enqueueing an identical one.
@@ -80,7 +81,8 @@ class PostgresStorage:
         self._lender = Lender(self._pool, connector.connect_async)
         checkout = self._checkout = Checkout(self._lender)
         self._reader = JobReader(checkout)
-        self._hints: dict[str, ScanHints] = defaultdict(ScanHints)
+        self._claim_link = ClaimLink(connector.connect_async, checkout, clock)
+        self._claims = Claims(self._claim_link, clock)
         self._opened = False
         self._listen = listen
         self._clock = (
@@ -112,6 +114,7 @@ class PostgresStorage:
     async def close(self) -> None:
         """Close the pool if `open` opened it."""
         await self._transactions.close()
+        await self._claim_link.close()
         await self._lender.close()
         if self._opened:
             self._opened = False
@@ -120,56 +123,12 @@ class PostgresStorage:
     # ---------------------------------------------------------------------------------------------------------- claiming
 
     async def claim(self, request: ClaimRequest) -> Claimed:
-        """Take jobs, from where the last claim ended or from the whole queue; see workers_claim in the migrations."""
-        if request.scan.suspects:
-            found = await self._scan(request, request.limit, Plan(ScanKind.THOROUGH))
-            return Claimed([job for job, _ in found or ()], complete=False)
-        hints, thorough = self._hints[request.queue], request.scan.thorough
-        taken: list[tuple[ClaimedJob, int]] = []
-        while True:
-            limit, start = request.limit - len(taken), self._clock()
-            plan = hints.plan(start, thorough=thorough)
-            found = await self._scan(request, limit, plan)
-            if found is None:  # the session is not alive: what it can't claim may still be waiting
-                return Claimed([job for job, _ in taken], complete=False)
-            taken += found
-            now = self._clock()
-            thorough = hints.claimed(plan, found, limit, now, now - start)
-            if not thorough:
-                break
-        taken.sort(key=_claim_order)
-        complete = plan.kind is ScanKind.THOROUGH and len(found) < limit
-        return Claimed([job for job, _ in taken], complete=complete)
-
-    async def _scan(
-        self, request: ClaimRequest, limit: int, plan: Plan
-    ) -> list[tuple[ClaimedJob, int]] | None:
-        """Jobs with their positions, in claim order; None when the session is not alive."""
-        hinted = plan.kind is not ScanKind.THOROUGH
-        params = {
-            "session": request.session,
-            "token": request.token,
-            "queue": request.queue,
-            "job_types": text_array(request.job_types),
-            "limit": limit,
-            "priorities": number_array(plan.priorities) if hinted else None,
-            "positions": number_array(plan.positions) if hinted else None,
-            "suspects": request.scan.suspects,
-        }
-        rows = await self._checkout.fetch(_CLAIM, params)
-        if rows and rows[0][0] is None:
-            return None
-        jobs = [(ClaimedJob(*row[:-1]), row[-1]) for row in rows]
-        jobs.sort(key=_claim_order)  # UPDATE ... RETURNING has no order
-        return jobs
+        """Take jobs, from where the last claim ended or from the whole queue."""
+        return await self._claims.take(request)
 
     def noticed(self, wake: Wake) -> None:
-        """Pull the hint of the queue back to what became available."""
-        if wake.unheard:
-            for hints in self._hints.values():
-                hints.missed()
-        elif wake.queue in self._hints:  # if not: the first scan of a queue is thorough anyway
-            self._hints[wake.queue].noticed(wake.priority, wake.position)
+        """Look there next: something became available."""
+        self._claims.noticed(wake)
 
     async def release_claim(self, session: int, token: int) -> int:
         """Give back whatever stands under `token`."""
@@ -293,7 +252,3 @@ class PostgresStorage:
     def listener(self) -> Listener | None:
         """The LISTEN connection, or None when it was switched off."""
         return PostgresListener(self._connector.connect_async) if self._listen else None
-
-
-def _claim_order(item: tuple[ClaimedJob, int]) -> tuple[int, int]:
-    return -item[0].priority, item[1]
