@@ -231,7 +231,7 @@ class PostgresEngine:
                 finally:
                     for control in engine.controls:
                         control.abandon()
-                    await storage.close()
+                    await engine.storage.close()
 
     def runner(
         self, name: str = "runner", *, lease: float = LEASE, queues: tuple[str, ...] = ()
@@ -247,8 +247,9 @@ class PostgresEngine:
         self.now += 0.01
         return self.now
 
-    def reset(self) -> None:
+    async def reset(self) -> None:
         """Forget everything, scan hints too."""
+        await self.storage.close()
         for control in self.controls:
             control.abandon()
         self.controls.clear()

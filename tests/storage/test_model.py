@@ -110,7 +110,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.postgres.reset()
+        self.portal.call(self.postgres.reset)
         self.memory = MemoryEngine()
         self.engines: list[Engine] = [self.memory, self.postgres]
         self.numbers: list[dict[int, int]] = [{}, {}]

@@ -12,8 +12,9 @@ from tests.storage.engines import PostgresEngine, mail, mails
 from workers.job import ClaimedJob
 from workers.lifecycle import Archive, Bury, Delete, Release, Retry, Transition, Wait
 from workers.storage.base import Guard, Settlement
-from workers.storage.postgres.checkout import PLANNER
-from workers.storage.postgres.statements import statement
+from workers.storage.postgres.checkout import PLANNER, settings
+from workers.storage.postgres.claim_link import CLAIM_PLANNER
+from workers.storage.postgres.claiming import HINTED, SUSPECTS, THOROUGH
 
 BACKLOG = 100_000
 FEW = 300  # rows: what a statement on ten jobs may read (the look for stray jobs takes 100 of each queue)
@@ -187,9 +188,8 @@ def test_a_claim_is_heap_only(conn: psycopg.Connection, session: int) -> None:
         "job_types": ["mail"],
         "limit": 500,
     }
-    params |= {"priorities": None, "positions": None, "suspects": 0}
     with conn.transaction():
-        assert len(conn.execute(statement("claim"), params).fetchall()) == 500
+        assert len(conn.execute(THOROUGH, params).fetchall()) == 500
         counters = conn.execute(COUNTERS).fetchone()
     assert counters == (500, 500)
 
@@ -226,9 +226,9 @@ def test_the_table_keeps_its_pages(conn: psycopg.Connection) -> None:
 
 
 PLANS = {
-    "hinted": ("{9,0}", "{1,1}", "background_jobs_fetch"),
-    "thorough": (None, None, "background_jobs_fetch"),
-    "suspects": (None, None, "background_jobs_suspect"),
+    "hinted": (HINTED, "background_jobs_fetch"),
+    "thorough": (THOROUGH, "background_jobs_fetch"),
+    "suspects": (SUSPECTS, "background_jobs_suspect"),
 }
 
 
@@ -239,7 +239,7 @@ def test_claims_walk_one_index(conn: psycopg.Connection, session: int, scan: str
     conn.execute(
         "UPDATE background_jobs SET crashes = 1 WHERE id % 1000 = 3"
     ) if scan == "suspects" else None
-    priorities, positions, index = PLANS[scan]
+    claim, index = PLANS[scan]
     params = {
         "session": session,
         "token": 1,
@@ -247,13 +247,10 @@ def test_claims_walk_one_index(conn: psycopg.Connection, session: int, scan: str
         "job_types": ["mail"],
         "limit": 10,
     }
-    params |= {
-        "priorities": priorities,
-        "positions": positions,
-        "suspects": 9 if scan == "suspects" else 0,
-    }
+    params |= {"priorities": "{9,0}", "positions": "{1,1}", "suspects": 9}
     with conn.transaction():
-        jobs = conn.execute(statement("claim"), params).fetchall()
+        conn.execute(settings("SET LOCAL", CLAIM_PLANNER).encode())
+        jobs = conn.execute(claim, params).fetchall()
         walked = conn.execute(
             "SELECT indexrelname, pg_stat_get_xact_tuples_returned(indexrelid) FROM pg_stat_user_indexes"
             " WHERE relid = 'background_jobs'::regclass AND pg_stat_get_xact_tuples_returned(indexrelid) > 0"

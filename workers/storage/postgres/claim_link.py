@@ -1,8 +1,8 @@
 """A connection for claims alone, always at hand, and set up for how they are to be planned.
 
-To borrow one from the pool for each claim, and to tell the planner each time, costs a tenth of a millisecond each: a good part
-of the way from a wake-up to a job. It is made in the background; while there is none, or it is at work for another queue,
-claims go through the pool.
+To borrow one from the pool for each claim, and to tell the planner each time, costs a tenth of a millisecond each: a good
+part of the way from a wake-up to a job. It is made in the background; while there is none, or it is at work for another
+queue, claims go through the pool.
 """
 
 from __future__ import annotations

@@ -1,0 +1,139 @@
+"""The connection for claims: used when it is there and free, and never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+
+from tests.helpers.running import eventually
+from tests.storage.engines import PostgresEngine, ids, mails
+from workers.errors import StorageUnavailableError
+from workers.storage.postgres.claim_link import CLAIM_PLANNER, ClaimLink
+
+#: Whether a connection's last statement was a claim, and whether one as the pool's are.
+LAST = """
+SELECT query LIKE '%%INTO worker_claims%%', query LIKE '%%SET LOCAL%%' FROM pg_stat_activity WHERE pid = %s
+"""
+BLOCKED = """
+SELECT count(*) FROM pg_stat_activity
+WHERE query LIKE '%INTO worker_claims%' AND wait_event_type = 'Lock' AND datname = current_database()
+"""
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[PostgresEngine]:
+    async with PostgresEngine.opened(database_url, max_size=1) as opened:
+        yield opened
+
+
+def link(engine: PostgresEngine) -> ClaimLink:
+    return engine.storage._claim_link  # type: ignore[attr-defined,no-any-return]
+
+
+async def made(engine: PostgresEngine) -> int:
+    """Wait until the link is there; the process id of its server."""
+    with anyio.fail_after(10):
+        while (cursor := link(engine)._cursor) is None:
+            making = link(engine)._making
+            assert making is not None, "nobody makes one"
+            await asyncio.wait([making])
+    return cursor.connection.info.backend_pid
+
+
+async def test_claims_go_over_a_connection_of_their_own(engine: PostgresEngine) -> None:
+    """The first through the pool, as there is none yet, and all others over the same one, though the pool is used up."""
+    runner = engine.runner()
+    await engine.storage.enqueue(mails(4))
+    first = await runner.take(1)
+    pid = await made(engine)
+    async with engine.pool.connection():
+        with anyio.fail_after(10):
+            others = [await runner.take(1) for _ in range(3)]
+    assert len({job.id for jobs in [first, *others] for job in jobs}) == 4
+    assert engine.conn.execute(LAST, [pid]).fetchone() == (True, False)
+
+
+async def test_claims_of_two_queues_do_not_wait_for_each_other(engine: PostgresEngine) -> None:
+    """One is held up by a lock; the other goes through the pool meanwhile."""
+    runner, held_up = engine.runner(), engine.runner("held up")
+    await engine.storage.enqueue(mails(3))
+    await runner.take(1)
+    await made(engine)
+    with psycopg.connect(engine.conn.info.dsn) as other:
+        lock = "SELECT FROM worker_sessions WHERE id = %s FOR UPDATE"
+        other.execute(lock, [held_up.session])
+        waiting = asyncio.create_task(held_up.take(1))
+        with anyio.fail_after(10):
+            await eventually(engine.conn, BLOCKED, [(1,)])
+            jobs = await runner.take(1)
+        assert not waiting.done()
+    assert ids(jobs) != ids(await waiting)
+
+
+async def test_a_link_that_is_lost_is_made_again(engine: PostgresEngine) -> None:
+    """The claim that finds it gone fails, as its outcome is unknown; the next one goes through the pool."""
+    runner = engine.runner()
+    await engine.storage.enqueue(mails(3))
+    await runner.take(1)
+    pid = await made(engine)
+    engine.conn.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    with pytest.raises(StorageUnavailableError):
+        await runner.take(1)
+    assert len(await runner.take(1)) == 1
+    assert link(engine)._making is None  # not at once
+    engine.now += 2
+    assert len(await runner.take(1)) == 1
+    assert await made(engine) != pid
+
+
+async def test_a_server_that_gives_no_more_connections_is_asked_rarely(
+    engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def refused() -> Any:
+        nonlocal tries
+        tries += 1
+        raise psycopg.OperationalError("too many connections for role")
+
+    monkeypatch.setattr(link(engine), "_connect", refused)
+    runner = engine.runner()
+    await engine.storage.enqueue(mails(100))
+    for _ in range(100):
+        assert len(await runner.take(1)) == 1
+        engine.now += 1
+        await asyncio.sleep(0)
+    assert 5 <= tries <= 8  # after 1, 2, 4, ... 60 seconds
+
+
+async def test_it_is_set_up_for_claims(engine: PostgresEngine) -> None:
+    """How claims are planned is a setting of the connection."""
+    await engine.runner().take(1)
+    await made(engine)
+    cursor = link(engine)._cursor
+    assert cursor is not None
+    for name, value in CLAIM_PLANNER.items():
+        await cursor.execute("SELECT current_setting(%s)", [name])
+        assert await cursor.fetchone() == (value,)
+
+
+@pytest.mark.parametrize("when", ["while it is made", "when it is there"])
+async def test_it_is_closed_with_the_storage(engine: PostgresEngine, when: str) -> None:
+    await engine.runner().take(1)
+    if when == "when it is there":
+        await made(engine)
+    else:
+        await asyncio.sleep(0)  # it has begun to connect
+    making = link(engine)._making
+    assert (making is None) == (when == "when it is there")
+    await engine.storage.close()
+    assert making is None or making.done()
+    assert link(engine)._cursor is None
+    gone = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'workers' AND datname = current_database()"
+    control = 1
+    await eventually(engine.conn, gone, [(control,)])
