@@ -119,10 +119,11 @@ class Runner:
         *,
         renew: bool = True,
         lease: float = LEASE,
+        probe: str | None = None,
     ) -> Maintenance:
         known = {"mail": "default"} if declared is None else declared
         request = MaintenanceRequest(lease=lease, declared=known, queues=list(queues), renew=renew)
-        return self.control.maintain(request)
+        return self.control.maintain(request, probe=probe)
 
     async def crash(self) -> None:
         """Vanish: what holds the session's lock is gone when this returns."""

@@ -145,8 +145,9 @@ async def test_probe(engine: Engine, runner: Runner, ear: Ear) -> None:
     await second.open()
     try:
         assert second.address != ear.listener.address
-        runner.control.probe(second.address)
-        runner.control.probe(ear.listener.address)
+        runner.maintain(probe=second.address)
+        runner.maintain(probe=ear.listener.address)
+        runner.maintain()
         assert await ear.hear() is None
         assert await Ear(second).hear() is None
         await engine.storage.enqueue(mails(1))

@@ -106,7 +106,7 @@ async def test_our_links_outlive_an_idle_timeout(
             gone = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {idle.info.backend_pid}"
             await eventually(conn, gone, [(0,)])
         assert runner.maintain().alive
-        await to_thread.run_sync(runner.control.probe, listener.address)
+        await to_thread.run_sync(lambda: runner.maintain(probe=listener.address))
         async for wake in listener:
             assert wake is None
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -97,6 +98,21 @@ def test_the_claims_of_a_session_taken_for_dead_are_not_forgotten() -> None:
     assert ledger.settled(guards(token, 1, 2)) == []
     assert not ledger
     assert ledger.closing(guards(claim(ledger, 3), 3)) == [token + 1]
+
+
+def test_news() -> None:
+    """What may have changed what the store holds for this session; looks that found nothing have not."""
+    ledger = ledger_of_session()
+    seen = [ledger.news]
+    for happen in (
+        lambda: claim(ledger, 1),
+        lambda: claim(ledger),
+        lambda: ledger.unclaimed(ledger.begin_claim()),
+        lambda: ledger.lost(ledger.begin_claim(), 0.0),
+    ):
+        happen()
+        seen.append(ledger.news)
+    assert [after - before for before, after in pairwise(seen)] == [1, 0, 1, 1]
 
 
 def test_orphans() -> None:

@@ -68,10 +68,12 @@ class Claimer:
         self.suspects = True
         self.wake()
 
-    def wake(self) -> None:
-        """Something may be waiting."""
-        self._more = True
-        self._queue.attention.set()
+    def wake(self) -> bool:
+        """Something may be waiting. True: this is news, and it will look as soon as it has its turn."""
+        self._more, attention = True, self._queue.attention
+        news = not attention.is_set()
+        attention.set()
+        return news
 
     @property
     def sated(self) -> bool:
@@ -103,6 +105,8 @@ class Claimer:
                 self._more = False
                 if await self.claim(limit) == limit:
                     self._more = True
+                # the workers begin before this task arms its timer
+                await asyncio.sleep(0)
                 continue
             await self._wait(next_poll - now, queue)
 

@@ -20,6 +20,8 @@ class Ledger:
     def __init__(self) -> None:
         self.session = 0
         self.claims = 0
+        #: Rises with each claim that brought something, or of which it is not known what it brought.
+        self.news = 0
         #: When a claim was given back whose reply had been lost, by the monotonic clock. It may land yet.
         self.lost_at = float("-inf")
         self._last_token = 0
@@ -57,18 +59,21 @@ class Ledger:
         """The claim under `token` arrived."""
         if jobs:
             self.claims += 1
+            self.news += 1
             self._held[token] = {job.id for job in jobs}
             self._claimed_at[token] = now
         # last: the control thread looks here first
         self._on_their_way.discard(token)
 
     def unclaimed(self, token: int) -> None:
-        """Nothing stands under `token`."""
+        """Nothing is known to stand under `token`."""
+        self.news += 1
         self._on_their_way.discard(token)
 
     def lost(self, token: int, now: float) -> None:
         """What stood under `token` was given back; its reply had been lost."""
         self.lost_at = now
+        self.news += 1
         self._on_their_way.discard(token)
 
     def claimed_at(self, token: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 
 import anyio
@@ -28,13 +29,13 @@ class Listening:
     def __init__(
         self,
         open_listener: Callable[[], Listener | None],
-        wake: Callable[[Wake], None],
+        wake: Callable[[Wake], bool],
         announce: Callable[[str | None], None],
     ) -> None:
         self._open_listener = open_listener
         self._wake = wake
         self._announce = announce
-        self._heard = True
+        self._heard_at = 0.0
         self._hearing = anyio.CancelScope()
         self._failing = False
         self._session = 0
@@ -66,23 +67,23 @@ class Listening:
         """Until the stream ends or turns out to be deaf; says why."""
         with anyio.CancelScope() as self._hearing:
             async for wake in listener:
-                self._heard = True
-                if wake is not None:
-                    self._wake(wake)
+                self._heard_at = time.monotonic()
+                if wake is not None and self._wake(wake):
+                    # the claim is sent before this task arms its connection again, which takes about as long
+                    await asyncio.sleep(0)
             return "the connection ended"
         return "notifications do not arrive"
 
-    def probed(self) -> None:
-        """A probe is on its way: it must be heard."""
-        self._heard = False
-        asyncio.get_running_loop().call_later(_HEARD_WITHIN, self._check)
+    def probed(self, at: float) -> None:
+        """A probe was sent, after `at` by the monotonic clock: it must be heard, unless it was already."""
+        asyncio.get_running_loop().call_later(_HEARD_WITHIN, self._check, at)
 
-    def _check(self) -> None:
-        if not self._heard:
+    def _check(self, since: float) -> None:
+        if self._heard_at < since:
             self._hearing.cancel()
 
     def _restored(self, listener: Listener) -> None:
-        self._heard = True
+        self._heard_at = time.monotonic()
         self._announce(listener.address)
         # what was announced while nobody listened
         self._wake(Wake(unheard=True))

@@ -47,14 +47,16 @@ class Reports:
         self._die = die
         self._on_stall = on_stall
         self._warned: set[str] = set()
-        self.probed_listener: Callable[[], None] = lambda: None
+        self.probed_listener: Callable[[float], None] = lambda _: None
 
-    def wake(self, wake: Wake) -> None:
-        """Something is available: in one queue, or in any."""
+    def wake(self, wake: Wake) -> bool:
+        """Something is available: in one queue, or in any. True: a claimer will look for it."""
         self._storage.noticed(wake)
+        news = False
         for name, claimer in self._claimers.items():
             if not wake.queue or wake.queue == name:
-                claimer.wake()
+                news = claimer.wake() or news
+        return news
 
     def link_lost(self, error: StorageError) -> None:
         """Nothing may be claimed for now."""
@@ -149,9 +151,9 @@ class Reports:
             claimer.suspects = True
         self.wake(Wake())
 
-    def probed(self) -> None:
-        """A probe to the listener is on its way."""
-        self.probed_listener()
+    def probed(self, at: float) -> None:
+        """A probe was sent to the listener."""
+        self.probed_listener(at)
 
     def thread_died(self, error: BaseException) -> None:
         """The session is no longer kept, so the runner can't go on."""

@@ -63,8 +63,8 @@ class SessionEvents(Protocol):
     def rescued(self, dead: list[DeadSession]) -> None:
         """Jobs of dead sessions were given back."""
 
-    def probed(self) -> None:
-        """A probe to the listener is on its way."""
+    def probed(self, at: float) -> None:
+        """A probe was sent to the listener, after `at` by the monotonic clock."""
 
     def thread_died(self, error: BaseException) -> None:
         """The session is no longer kept: its lease will run out."""
@@ -109,6 +109,7 @@ class SessionKeeper:
         self._stall_warning = min(STALL_WARNING, stall_limit)
         self._report_at = self._stall_warning
         self._next_probe = self._next_reconcile = time.monotonic() + request.lease
+        self._reconciled = 0
         #: What the listener is reached by; set by the loop.
         self.listener_address: str | None = None
         self._thread = threading.Thread(
@@ -174,7 +175,11 @@ class SessionKeeper:
         self._watch_loop()
         now = time.monotonic()
         try:
-            result = self._control.maintain(self._request)
+            probe = self.listener_address if now >= self._next_probe else None
+            result = self._control.maintain(self._request, probe=probe)
+            if probe is not None:
+                self._next_probe = now + PROBE_EVERY
+                self._post(self._events.probed, now)
             if result.alive:
                 self._post(self._events.renewed, now + LEFT * self._request.lease)
             else:
@@ -197,7 +202,11 @@ class SessionKeeper:
     def _now_and_then(self) -> None:
         now = time.monotonic()
         # a claim that was given up may land long after its connection is gone
-        if now >= self._next_reconcile or now < self._ledger.lost_at + self._request.lease:
+        # (of an idle runner the store knows no more than it did the last time)
+        news = self._ledger.news
+        if (now >= self._next_reconcile and news != self._reconciled) or (
+            now < self._ledger.lost_at + self._request.lease
+        ):
             self._next_reconcile = now + self._request.lease
             # the order matters: what is claimed after this line is not in `claims`
             claims = self._control.claims()
@@ -206,11 +215,7 @@ class SessionKeeper:
                 logger.warning(
                     "gave back %d jobs that this runner held without knowing", len(orphans)
                 )
-        if now >= self._next_probe and self.listener_address is not None:
-            self._next_probe = now + PROBE_EVERY
-            # first: it may be heard before this thread runs again
-            self._post(self._events.probed)
-            self._control.probe(self.listener_address)
+            self._reconciled = news
 
     def _recover(self) -> None:
         """Get the link back, however long it takes."""

@@ -152,17 +152,17 @@ class Control(Protocol):
     def recover(self, lease: float) -> bool:
         """Reconnect under the same session. True: it is alive and keeps its claims. False: it was reaped."""
 
-    def maintain(self, request: MaintenanceRequest) -> Maintenance:
-        """Renew the lease, so that two thirds of it are left; stage due jobs, fill in queues, look for dead sessions."""
+    def maintain(self, request: MaintenanceRequest, *, probe: str | None = None) -> Maintenance:
+        """Renew the lease, so that two thirds of it are left; stage due jobs, fill in queues, look for dead sessions.
+
+        `probe`: send a message to the listener of that address; one that does not hear it is deaf.
+        """
 
     def rescue(self) -> list[DeadSession]:
         """Give back the jobs of dead sessions, each with one more crash."""
 
     def claims(self) -> Mapping[int, Collection[int]]:
         """The ids under each token of this session, as the store knows them."""
-
-    def probe(self, address: str) -> None:
-        """Send a message to a listener: one that does not hear it is deaf."""
 
     def release(self, guards: Sequence[Guard]) -> int:
         """Give back jobs, uncounted."""

@@ -50,11 +50,13 @@ class MemoryControl:
             session.lease_until = self._tables.clock() + lease
             return True
 
-    def maintain(self, request: MaintenanceRequest) -> Maintenance:
+    def maintain(self, request: MaintenanceRequest, *, probe: str | None = None) -> Maintenance:
         """Renew, judge, stage and home."""
         tables = self._tables
         with tables.lock:
             self._check_link()
+            if probe is not None:
+                tables.tell(probe)
             self._judge(request.lease)
             session = tables.sessions.get(self._id)
             alive = session is not None and session.alive
@@ -153,12 +155,6 @@ class MemoryControl:
             self._check_link()
             session = self._tables.sessions.get(self._id)
             return {token: list(ids) for token, ids in session.claims.items()} if session else {}
-
-    def probe(self, address: str) -> None:
-        """Send a message to a listener."""
-        with self._tables.lock:
-            self._check_link()
-            self._tables.tell(address)
 
     def release(self, guards: Sequence[Guard]) -> int:
         """Give back jobs, uncounted."""

@@ -62,13 +62,16 @@ class ClaimLink:
             return await self._checkout.search(sql, params, planner=CLAIM_PLANNER)
         self._busy = True
         try:
-            with translated():
-                return await _run(cursor, sql, params)
-        except StorageUnavailableError:
-            self._cursor = None
-            self._later()
-            cursor.connection.pgconn.finish()
-            raise
+            return await _run(cursor, sql, params)
+        except (psycopg.Error, OSError, UnicodeError):
+            try:
+                with translated():
+                    raise
+            except StorageUnavailableError:
+                self._cursor = None
+                self._later()
+                cursor.connection.pgconn.finish()
+                raise
         finally:
             self._busy = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 
 from ...job import ClaimedJob
 from ..base import Claimed, ClaimRequest, Wake
@@ -59,7 +60,7 @@ class Claims:
             "session": request.session,
             "token": request.token,
             "queue": request.queue,
-            "job_types": text_array(request.job_types),
+            "job_types": _literal(request.job_types),
             "limit": limit,
         }
         if request.scan.suspects:
@@ -84,6 +85,10 @@ class Claims:
                 hints.missed()
         elif wake.queue in self._hints:  # if not: the first scan of a queue is thorough anyway
             self._hints[wake.queue].noticed(wake.priority, wake.position)
+
+
+#: The same few all day.
+_literal: Callable[[tuple[str, ...]], str] = lru_cache(maxsize=256)(text_array)
 
 
 def _claim_order(item: tuple[ClaimedJob, int]) -> tuple[int, int]:

@@ -101,7 +101,7 @@ class PostgresControl:
             self._take_lock()
             return bool(self._fetch(_RETAKE, session=self._session, lease=lease))
 
-    def maintain(self, request: MaintenanceRequest) -> Maintenance:
+    def maintain(self, request: MaintenanceRequest, *, probe: str | None = None) -> Maintenance:
         """One statement; see queries/maintain.sql."""
         now = self._clock()
         with translated():
@@ -117,6 +117,7 @@ class PostgresControl:
                 job_types=list(request.declared),
                 declared_queues=list(request.declared.values()),
                 queues=list(request.queues),
+                probe=probe,
             )
             astray = self._strays.look(self._fetch, request)
         kinds = {row[0] for row in rows}
@@ -161,11 +162,6 @@ class PostgresControl:
         """The ids under each token of this session."""
         with translated():
             return dict(self._fetch(_CLAIMS, session=self._session))
-
-    def probe(self, address: str) -> None:
-        """Notify a listener."""
-        with translated():
-            self._fetch("SELECT pg_notify(workers_channel(), %(address)s)", address=address)
 
     def release(self, guards: Sequence[Guard]) -> int:
         """Give back jobs, uncounted."""

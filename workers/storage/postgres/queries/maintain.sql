@@ -7,6 +7,7 @@
 --           runners, which take them again within a second. Dead means: found free twice, about a second apart, with the
 --           server up for 5 s; or the lease has run out. The caller says which of the two it may judge by.
 -- staged    scheduled and retryable rows that are due become available, in the order of their times.
+-- probed    a message to this runner's listener, now and then, to see whether it hears.
 -- homed     rows inserted without a queue get the one that their job type declares.
 --
 -- Where the job table is joined, `id = ANY` comes first: with PLANNER's settings (checkout.py) that is the primary key and a
@@ -102,7 +103,10 @@ WITH renewed AS (
     WHERE queue IS NOT NULL
     GROUP BY queue, priority
 )
-SELECT 'alive' AS what, NULL::text AS queue, NULL::smallint AS priority, NULL::bigint AS position
+SELECT 'probed' AS what, pg_notify(workers_channel(), %(probe)s::text)::text AS queue, NULL::smallint AS priority, NULL::bigint AS position
+WHERE %(probe)s::text IS NOT NULL
+UNION ALL
+SELECT 'alive', NULL, NULL, NULL
 WHERE EXISTS (SELECT FROM worker_sessions WHERE id = %(session)s AND alive)
 UNION ALL
 SELECT 'rescue', NULL, NULL, NULL
