@@ -19,6 +19,7 @@ from .cost import python_time, telemetry_cost
 from .drain import drain, drain_best
 from .drain2 import drain2
 from .enqueue import enqueue, enqueue_batch, enqueue_copy, enqueue_quiet
+from .flush import flush_claims, flush_enqueue
 from .goals import judge
 from .idle import idle
 from .latency import latency
@@ -46,6 +47,8 @@ BENCHMARKS: dict[str, Callable[[Options], Result]] = {
     "pinned": pinned,
     "memory": memory,
     "idle": idle,
+    "flush_claims": flush_claims,
+    "flush_enqueue": flush_enqueue,
     "python_time": python_time,
     "telemetry": telemetry_cost,
 }

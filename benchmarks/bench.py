@@ -87,10 +87,10 @@ def interleave(
 
 
 @contextmanager
-def fresh_schema(options: Options) -> Iterator[str]:
-    """A DSN whose search_path is a new, migrated schema; dropped afterwards."""
+def fresh_schema(options: Options, *, settings: str = "") -> Iterator[str]:
+    """A DSN whose search_path is a new, migrated schema; dropped afterwards. `settings`: further options."""
     schema = f"bench_{secrets.token_hex(6)}"
-    dsn = conninfo.make_conninfo(options.dsn, options=f"-csearch_path={schema}")
+    dsn = conninfo.make_conninfo(options.dsn, options=f"-csearch_path={schema} {settings}")
     name = sql.Identifier(schema)
     with psycopg.connect(options.dsn, autocommit=True) as conn:
         conn.execute(sql.SQL("CREATE SCHEMA {}").format(name))

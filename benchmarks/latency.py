@@ -20,7 +20,7 @@ from .bench import Options, fresh_schema, interleave, run
 from .report import Result, Sample, summarize
 from .waiting import until
 
-__all__ = ["latency"]
+__all__ = ["latency", "library_latency"]
 
 RATE = 50.0
 #: Not counted: until the statements of both sides are prepared.
@@ -93,7 +93,7 @@ def latency(options: Options) -> Result:
 
     def library() -> Sample:
         with fresh_schema(options) as dsn:
-            return run(options, _library(dsn, n))
+            return run(options, library_latency(dsn, n))
 
     def bare() -> Sample:
         with fresh_schema(options) as dsn:
@@ -104,7 +104,8 @@ def latency(options: Options) -> Result:
     return summarize(Result, "latency", n, pairs, ratios)
 
 
-async def _library(dsn: str, n: int) -> Sample:
+async def library_latency(dsn: str, n: int) -> Sample:
+    """Enqueue `n` jobs, and let a runner with default settings run them."""
     arrivals = Arrivals()
     async with (
         Runner(dsn, arrivals).register_job_type(Ping).start(),

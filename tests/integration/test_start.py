@@ -102,7 +102,7 @@ def break_completer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: PostgresControl, request: Any) -> Any:
+    def broken(self: PostgresControl, request: Any, **more: Any) -> Any:
         raise ZeroDivisionError
 
     monkeypatch.setattr(PostgresControl, "maintain", broken)

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.helpers.running import eventually
+from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mails
 from workers.errors import StorageUnavailableError
 from workers.storage.postgres.claim_link import CLAIM_PLANNER, ClaimLink
@@ -19,6 +20,8 @@ from workers.storage.postgres.claim_link import CLAIM_PLANNER, ClaimLink
 LAST = """
 SELECT query LIKE '%%INTO worker_claims%%', query LIKE '%%SET LOCAL%%' FROM pg_stat_activity WHERE pid = %s
 """
+#: What the connections of these tests are called, and how many there are without the one for claims.
+NAME, POOL, CONTROL = "claim-link", 1, 1
 BLOCKED = """
 SELECT count(*) FROM pg_stat_activity
 WHERE query LIKE '%INTO worker_claims%' AND wait_event_type = 'Lock' AND datname = current_database()
@@ -27,7 +30,8 @@ WHERE query LIKE '%INTO worker_claims%' AND wait_event_type = 'Lock' AND datname
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[PostgresEngine]:
-    async with PostgresEngine.opened(database_url, max_size=1) as opened:
+    url = connection_url(database_url, application_name=NAME)
+    async with PostgresEngine.opened(url, conn_url=database_url, max_size=1) as opened:
         yield opened
 
 
@@ -134,6 +138,5 @@ async def test_it_is_closed_with_the_storage(engine: PostgresEngine, when: str) 
     await engine.storage.close()
     assert making is None or making.done()
     assert link(engine)._cursor is None
-    gone = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'workers' AND datname = current_database()"
-    control = 1
-    await eventually(engine.conn, gone, [(control,)])
+    gone = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{NAME}'"
+    await eventually(engine.conn, gone, [(POOL + CONTROL,)])
