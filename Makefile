@@ -5,7 +5,7 @@ RUN = .venv/bin/python -m
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-verbose lint fmt typecheck ci bench stress clean
+.PHONY: help setup test test-verbose lint fmt typecheck ci bench faults stress clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s%s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ ci: $(STAMP) ## lint, typecheck, and the tests on two major versions of PostgreS
 
 bench: $(STAMP) ## run the benchmarks: a table, and results and pictures in benchmarks/out
 	@$(RUN) benchmarks $(ARGS)
+
+faults: $(STAMP) ## inject every fault of the table, and write what came of it to docs/reliability.md
+	@$(RUN) tests.faults $(ARGS)
 
 stress: $(STAMP) ## run the stress test, a monster-collecting game
 	@$(RUN) examples.stress_test $(ARGS)

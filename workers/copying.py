@@ -26,7 +26,6 @@ _ROWS = 250
 _BEFORE = """
 SELECT workers_run_at(%(run_at)s::timestamptz, %(delay)s::float8)::text, nextval('background_jobs_position_seq')
 """
-_COPY = "COPY background_jobs (job_type, priority, queue, run_at, data) FROM STDIN"
 _AFTER = "SELECT workers_notify(%(queue)s::text, %(priority)s::smallint, %(position)s::bigint)"
 
 
@@ -34,9 +33,10 @@ def copy(conn: Connection[Any], parameters: dict[str, Any]) -> None:
     """Write the payloads `parameters["data"]`, all or none, with the other parameters of an enqueue statement."""
     cursor = Cursor(conn, row_factory=tuple_row)
     run_at, position = _found(cursor.execute(_BEFORE, parameters).fetchone())
+    command, row = _form(parameters, run_at)
     with conn.transaction():
-        with cursor.copy(_COPY) as stream:
-            for block in _blocks(parameters, run_at):
+        with cursor.copy(command) as stream:
+            for block in _blocks(parameters["data"], row):
                 stream.write(block)
         if run_at is None and cursor.rowcount:
             cursor.execute(_AFTER, parameters | {"position": position})
@@ -46,9 +46,10 @@ async def copy_async(conn: AsyncConnection[Any], parameters: dict[str, Any]) -> 
     """The same on an asynchronous connection."""
     cursor = AsyncCursor(conn, row_factory=tuple_row)
     run_at, position = _found(await (await cursor.execute(_BEFORE, parameters)).fetchone())
+    command, row = _form(parameters, run_at)
     async with conn.transaction():
-        async with cursor.copy(_COPY) as stream:
-            for block in _blocks(parameters, run_at):
+        async with cursor.copy(command) as stream:
+            for block in _blocks(parameters["data"], row):
                 await stream.write(block)
         if run_at is None and cursor.rowcount:
             await cursor.execute(_AFTER, parameters | {"position": position})
@@ -59,11 +60,20 @@ def _found(row: tuple[Any, ...] | None) -> tuple[str | None, int]:
     return row[0], row[1]
 
 
-def _blocks(parameters: dict[str, Any], run_at: str | None) -> Iterator[str]:
-    """The rows in COPY's text format, many at a time. JSON has no tabs or line ends of its own, but it has backslashes."""
-    due = "\\N" if run_at is None else run_at
-    start = f"{parameters['job_type']}\t{parameters['priority']}\t{parameters['queue']}\t{due}\t"
-    texts: Iterable[str] = parameters["data"]
+def _form(parameters: dict[str, Any], run_at: str | None) -> tuple[str, str]:
+    """The command, and how each row begins. What has the column's default is left out: there is less to read."""
+    values = {"job_type": parameters["job_type"], "queue": parameters["queue"]}
+    if parameters["priority"]:
+        values["priority"] = str(parameters["priority"])
+    if run_at is not None:
+        values["run_at"] = run_at
+    command = f"COPY background_jobs ({', '.join(values)}, data) FROM STDIN"
+    return command, "".join([f"{value}\t" for value in values.values()])
+
+
+def _blocks(texts: Iterable[str], row: str) -> Iterator[str]:
+    """The rows in COPY's text format, many at a time. JSON has no tabs or line ends of its own, but it has backslashes; what
+    stands before it in the row has none."""
     rest = iter(texts)
-    while block := [start + text.replace("\\", "\\\\") for text in islice(rest, _ROWS)]:
-        yield "\n".join(block) + "\n"
+    while block := [row + text for text in islice(rest, _ROWS)]:
+        yield ("\n".join(block) + "\n").replace("\\", "\\\\")

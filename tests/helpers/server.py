@@ -27,7 +27,8 @@ RUNS_BEFORE = "WORKERS_TEST_RUNS_BEFORE"  # what `make ci` wants said at the end
 DEFAULT_IMAGE = "postgres:18"
 
 # Nothing that a test writes has to survive a crash of the machine.
-SETTINGS = {"max_connections": 200, "fsync": False, "full_page_writes": False}
+CONNECTIONS = {"max_connections": 200}
+SETTINGS = {**CONNECTIONS, "fsync": False, "full_page_writes": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +50,20 @@ class NoServerError(Exception):
 
 
 @contextlib.contextmanager
-def find_server() -> Iterator[TestServer]:
+def find_server(*, durable: bool = False) -> Iterator[TestServer]:
     """Yield the server that the tests run on; a container or embedded server is stopped afterwards.
 
-    Raises NoServerError.
+    `durable`: as in production. Raises NoServerError.
     """
+    settings = CONNECTIONS if durable else SETTINGS
     url = os.environ.get(URL_VARIABLE, "")
     if not url:
         url = CONTAINER + DEFAULT_IMAGE if docker_answers() else EMBEDDED
     opened: contextlib.AbstractContextManager[tuple[str, str]]
     if url.startswith(CONTAINER):
-        opened = _container(url.removeprefix(CONTAINER))
+        opened = _container(url.removeprefix(CONTAINER), settings)
     elif url.startswith(EMBEDDED):
-        opened = _embedded(url.removeprefix(EMBEDDED))
+        opened = _embedded(url.removeprefix(EMBEDDED), settings)
     else:
         opened = contextlib.nullcontext((url, URL_VARIABLE))
     with opened as (dsn, source):
@@ -119,22 +121,22 @@ def _version(dsn: str, source: str) -> str:
 
 
 @contextlib.contextmanager
-def _container(image: str) -> Iterator[tuple[str, str]]:
+def _container(image: str, settings: dict[str, int]) -> Iterator[tuple[str, str]]:
     from testcontainers.community.postgres import PostgresContainer
 
     logging.getLogger("testcontainers").setLevel(logging.WARNING)
     flags = " ".join(
-        f"-c {name}={'off' if value is False else value}" for name, value in SETTINGS.items()
+        f"-c {name}={'off' if value is False else value}" for name, value in settings.items()
     )
     with PostgresContainer(image, driver=None).with_command(f"postgres {flags}") as container:
         yield container.get_connection_url(), f"container of {image}"
 
 
 @contextlib.contextmanager
-def _embedded(path: str) -> Iterator[tuple[str, str]]:
+def _embedded(path: str, settings: dict[str, int]) -> Iterator[tuple[str, str]]:
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(embedded(path or None, settings=SETTINGS))
+            server = stack.enter_context(embedded(path or None, settings=settings))
         except ConfigurationError as error:
             raise NoServerError(
                 f"no PostgreSQL to test on: {URL_VARIABLE} is not set, Docker does not answer, and {error}"

@@ -25,6 +25,8 @@ T = TypeVar("T")
 SETUP_SECONDS = 5.0
 #: The driver looks up from its waiting this often, as by default.
 _INTERVAL = 0.1
+#: The same for one that may wait all day, on an event loop, which is interrupted without that.
+_LONG_INTERVAL = 60.0
 
 
 class SilentLinkError(psycopg.OperationalError):
@@ -64,6 +66,8 @@ class AsyncLink(psycopg.AsyncConnection[Any]):
         """As the driver's, which every statement goes through."""
         if self.patience is not None:
             gen = _impatient(gen, self.pgconn, self.patience)
+        elif timeout is None:
+            interval = _LONG_INTERVAL
         return await super().wait(gen, interval, timeout)
 
 

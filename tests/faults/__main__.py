@@ -1,0 +1,118 @@
+"""`make faults`: inject every fault of the table, and say what came of it.
+
+At full size this takes long, and the table in docs/reliability.md is written anew. `--row 4 --seed 7` runs one row, as often
+as wanted with the same choices; `--quick` all of them small. The status is 1 when a row failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+
+import msgspec
+
+import tests.faults.rows  # noqa: F401 - fills ROWS
+from tests.faults.harness import ROWS, Report, Scale, run
+from tests.helpers.nursery import nursery
+from tests.helpers.server import NoServerError, find_server
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+HEADER = f"{'row':<5}{'fault':<44}{'injected':>9}{'jobs':>10}{'lost':>6}{'twice':>7}{'worst recovery':>16}  result"
+
+
+def main() -> int:
+    """Run what was asked for."""
+    options = _arguments()
+    rows = [ROWS[name] for name in options.row or ROWS]
+    scale = Scale.QUICK if options.quick else Scale.FULL
+    reports: list[Report] = []
+    if not options.json:
+        print(HEADER, flush=True)
+    try:
+        with find_server(durable=True) as server, nursery() as forks:
+            for entry in rows:
+                report = run(entry, scale, options.seed, server.dsn, forks)
+                reports.append(report)
+                _show(report, options)
+            version = server.version
+    except NoServerError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not options.row and not options.quick:
+        _write(reports, version, options.seed)
+    failed = [report.row for report in reports if not (report.passed or report.not_run)]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument(
+        "--row",
+        action="append",
+        choices=list(ROWS),
+        metavar="ROW",
+        help="only this one; may be repeated",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of all random choices (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="small: some seconds a row")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row, on one line")
+    return parser.parse_args()
+
+
+def _show(report: Report, options: argparse.Namespace) -> None:
+    if options.json:
+        print(msgspec.json.encode(report).decode(), flush=True)
+        return
+    if report.not_run:
+        print(f"{report.row:<5}{report.fault[:43]:<44}{'':>52}  not run: {report.not_run}", flush=True)
+        return
+    print(
+        f"{report.row:<5}{report.fault[:43]:<44}{report.injected:>9,}{report.jobs:>10,}{report.lost:>6}"
+        f"{report.duplicated:>7}{_seconds(report):>16}  {'passed' if report.passed else 'FAILED'}"
+        f" in {report.seconds:.0f} s",
+        flush=True,
+    )
+    for text in report.broken:
+        print(f"     {text}")
+    if report.broken:
+        quick = " --quick" if options.quick else ""
+        print(
+            f'     repeat it with: make faults ARGS="--row {report.row} --seed {report.seed}{quick}"',
+            flush=True,
+        )
+
+
+def _seconds(report: Report) -> str:
+    return "" if report.recovery_s is None else f"{report.recovery_s:.2f} s"
+
+
+def _write(reports: list[Report], version: str, seed: int) -> None:
+    """Put the table into the document, between its marks."""
+    lines = [
+        f"PostgreSQL {version}, Python {platform.python_version()}, seed {seed}.",
+        "",
+        "| row | fault | passes when | injected | jobs | lost | twice | worst recovery | result |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        passes = ROWS[report.row].passes
+        if report.not_run:
+            lines.append(f"| {report.row} | {report.fault} | {passes} | | | | | | not run: {report.not_run} |")
+            continue
+        lines.append(
+            f"| {report.row} | {report.fault} | {passes} | {report.injected:,} | {report.jobs:,} | {report.lost}"
+            f" | {report.duplicated} | {_seconds(report)} | {'passed' if report.passed else '**failed**'} |"
+        )
+    text = DOCUMENT.read_text("utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

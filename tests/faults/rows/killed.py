@@ -1,0 +1,71 @@
+"""Row 1: worker processes that are killed."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+
+from tests.faults.harness import Bench, Found, row
+from tests.helpers.fault_jobs import EFFECTS, Brief, Effect
+from tests.helpers.history import by, check
+from tests.helpers.runners import eventually, left
+
+_WORKERS, _TYPES = 10, "brief,effect"
+#: Guarantee 4: seconds until jobs of a killed worker start again.
+_WITHIN = 3.0
+
+
+@row(
+    "1",
+    "worker SIGKILL",
+    "kill -9 of one of 4 worker processes at random points; lost 0, duplicates at most what was in flight, transactional "
+    "effects exactly once, jobs of a killed worker start again within 3 s",
+)
+def killed_workers(bench: Bench) -> Found:
+    jobs, kills = bench.pick(full=(10_000, 100), quick=(1_000, 10), tiny=(240, 3))
+    found = Found(injected=kills, jobs=jobs)
+    with bench.stage() as (_, conn, history, workers):
+        conn.execute(EFFECTS)
+        half = jobs // 2
+        ids = [
+            *Brief.enqueue_batch(conn, [Brief(key=key, seconds=0.02) for key in range(half)]),
+            *Effect.enqueue_batch(conn, [Effect(key=key, seconds=0.02) for key in range(half)]),
+        ]
+        members = [workers.start(_TYPES, workers=_WORKERS) for _ in range(4)]
+        for member in members:
+            member.ready()
+        killed: dict[str, float] = {}
+        for number in range(1, kills + 1):
+            history.wait_for("start", count=number * jobs // (kills + 1), seconds=120)
+            victim = members.pop(bench.chance.randrange(len(members)))
+            killed[victim.name] = victim.kill()
+            members.append(workers.start(_TYPES, workers=_WORKERS))
+        eventually(lambda: left(conn)["background_jobs"] == 0, 120)
+        for member in members:
+            member.ready()
+            member.send(signal.SIGTERM)
+        exits = [member.wait() for member in members]
+        found.expect(exits == [0] * 4, f"the last workers ended with {exits}")
+
+        events = history.events()
+        verdict = check(events, ids)
+        found.judge(verdict, duplicates=kills * 2 * _WORKERS)
+        effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
+        wrong = [job for job in ids[half:] if effects[job or 0] != 1]
+        found.expect(not wrong, f"transactional effects that are not there exactly once: {wrong[:10]}")
+        ended = {event.token for event in events if event.what == "end"}
+        for name, at in killed.items():
+            for event in history.events("start", where=by(name)):
+                if event.token in ended or event.what != "start":
+                    continue
+                again = [
+                    later.at
+                    for later in history.events("start", where=lambda e, job=event.job: e.job == job)
+                    if later.at > at
+                ]
+                if again:
+                    found.recovered(min(again) - at, within=_WITHIN * bench.margin)
+        last = workers.start(_TYPES, "--until-empty")
+        found.expect(last.wait() == 0, "what was left could not be swept away")
+        found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
+    return found

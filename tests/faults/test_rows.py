@@ -1,0 +1,25 @@
+"""Every row of the table, as small as it goes. `make faults` runs them at full size."""
+
+from __future__ import annotations
+
+import pytest
+
+import tests.faults.rows  # noqa: F401 - fills ROWS
+from tests.faults.conftest import Say
+from tests.faults.harness import ROWS, Scale, run
+from tests.helpers.nursery import Nursery
+from tests.helpers.server import TestServer
+
+#: A machine that is busy with other things takes longer.
+MARGIN = 2.0
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_row(name: str, server: TestServer, forks: Nursery, say: Say) -> None:
+    entry = ROWS[name]
+    if entry.run is None:
+        pytest.skip(f"row {name}, {entry.fault}: {entry.missing}")
+    report = run(entry, Scale.TINY, 1, server.dsn, forks, margin=MARGIN)
+    worst = "" if report.recovery_s is None else f", worst recovery {report.recovery_s:.2f} s"
+    say(f"{entry.fault}: {report.injected} times, {report.jobs} jobs{worst}")
+    assert report.passed, "\n".join(report.broken)
