@@ -69,7 +69,9 @@ def _show(report: Report, options: argparse.Namespace) -> None:
         print(msgspec.json.encode(report).decode(), flush=True)
         return
     if report.not_run:
-        print(f"{report.row:<5}{report.fault[:43]:<44}{'':>52}  not run: {report.not_run}", flush=True)
+        print(
+            f"{report.row:<5}{report.fault[:43]:<44}{'':>52}  not run: {report.not_run}", flush=True
+        )
         return
     print(
         f"{report.row:<5}{report.fault[:43]:<44}{report.injected:>9,}{report.jobs:>10,}{report.lost:>6}"
@@ -102,7 +104,9 @@ def _write(reports: list[Report], version: str, seed: int) -> None:
     for report in reports:
         passes = ROWS[report.row].passes
         if report.not_run:
-            lines.append(f"| {report.row} | {report.fault} | {passes} | | | | | | not run: {report.not_run} |")
+            lines.append(
+                f"| {report.row} | {report.fault} | {passes} | | | | | | not run: {report.not_run} |"
+            )
             continue
         lines.append(
             f"| {report.row} | {report.fault} | {passes} | {report.injected:,} | {report.jobs:,} | {report.lost}"

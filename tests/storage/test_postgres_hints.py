@@ -7,6 +7,7 @@ import pytest
 
 from tests.storage.engines import PostgresEngine, ids, mails
 from workers.storage.base import Wake
+from workers.storage.postgres.hints import ScanHints
 from workers.storage.postgres import hints
 
 LATE = "SELECT workers_enqueue('mail', '{}', 'default')"
@@ -114,3 +115,18 @@ async def test_what_a_second_scan_finds_is_put_where_it_belongs(postgres: Postgr
     unheard = await postgres.storage.enqueue(mails(1, priority=12))
     known = await postgres.storage.enqueue(mails(1, priority=9))
     assert ids(await runner.take(5, thorough=False)) == [*unheard, *known]
+
+
+async def test_jobs_in_hand_do_not_wait_for_a_long_scan(postgres: PostgresEngine) -> None:
+    """Rule 11: while dead entries make it take long, the thorough scan is made by the next claim, at once."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue(mails(2, priority=9))
+    await runner.take(2)
+    unheard = await postgres.storage.enqueue(mails(1, priority=12))
+    known = await postgres.storage.enqueue(mails(1, priority=9))
+    hints: ScanHints = postgres.storage._claims._hints["default"]  # type: ignore[attr-defined]
+    hints._duration = 1.0
+    first = await runner.claim(5, thorough=False)
+    assert (ids(first.jobs), first.complete, first.more) == (known, False, True)
+    second = await runner.claim(5, thorough=False)
+    assert (ids(second.jobs), second.complete, second.more) == (unheard, True, False)

@@ -113,7 +113,11 @@ class Claimer:
     async def claim(self, limit: int, *, thorough: bool = False) -> int:
         """One claim of ordinary jobs. Returns how many came; -1 when it could not be made."""
         claimed = await self._take(limit, Scan(thorough=thorough))
-        return -1 if claimed is None else len(claimed.jobs)
+        if claimed is None:
+            return -1
+        if claimed.more:
+            self._more = True
+        return len(claimed.jobs)
 
     async def claim_suspect(self) -> int:
         """One claim of a single job that was claimed when a process died."""

@@ -55,11 +55,13 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class Claimed(msgspec.Struct, frozen=True):
     """What a claim took, highest priority first, then in order of position. `complete`: the whole queue was looked at, so
-    that fewer jobs than the limit means no more; never for a session that is not alive, nor for suspects.
+    that fewer jobs than the limit means no more; never for a session that is not alive, nor for suspects. `more`: to be
+    claimed again at once, as there may be some where this claim did not look.
     """
 
     jobs: Sequence[ClaimedJob]
     complete: bool
+    more: bool = False
 
 
 class Guard(msgspec.Struct, frozen=True, gc=False):

@@ -52,7 +52,9 @@ def killed_workers(bench: Bench) -> Found:
         found.judge(verdict, duplicates=kills * 2 * _WORKERS)
         effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
         wrong = [job for job in ids[half:] if effects[job or 0] != 1]
-        found.expect(not wrong, f"transactional effects that are not there exactly once: {wrong[:10]}")
+        found.expect(
+            not wrong, f"transactional effects that are not there exactly once: {wrong[:10]}"
+        )
         ended = {event.token for event in events if event.what == "end"}
         for name, at in killed.items():
             for event in history.events("start", where=by(name)):
@@ -60,7 +62,9 @@ def killed_workers(bench: Bench) -> Found:
                     continue
                 again = [
                     later.at
-                    for later in history.events("start", where=lambda e, job=event.job: e.job == job)
+                    for later in history.events(
+                        "start", where=lambda e, job=event.job: e.job == job
+                    )
                     if later.at > at
                 ]
                 if again:

@@ -48,9 +48,11 @@ class Claims:
             thorough = hints.claimed(plan, found, limit, now, now - start)
             if not thorough:
                 break
-        taken.sort(key=_claim_order)
+            if taken and hints.is_costly:  # the next claim makes it, while these run
+                hints.missed()
+                return Claimed(_in_order(taken), complete=False, more=True)
         complete = plan.kind is ScanKind.THOROUGH and len(found) < limit
-        return Claimed([job for job, _ in taken], complete=complete)
+        return Claimed(_in_order(taken), complete=complete)
 
     async def _scan(
         self, request: ClaimRequest, limit: int, plan: Plan
@@ -89,6 +91,11 @@ class Claims:
 
 #: The same few all day.
 _literal: Callable[[tuple[str, ...]], str] = lru_cache(maxsize=256)(text_array)
+
+
+def _in_order(taken: list[tuple[ClaimedJob, int]]) -> list[ClaimedJob]:
+    taken.sort(key=_claim_order)
+    return [job for job, _ in taken]
 
 
 def _claim_order(item: tuple[ClaimedJob, int]) -> tuple[int, int]:

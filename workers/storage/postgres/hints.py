@@ -30,6 +30,8 @@ MAX_PRIORITIES = 16
 TRAIL_EVERY, TRAIL_BEHIND = 1.0, 3.0
 #: A thorough scan waits this many times its own last duration: 2% of the time.
 THOROUGH_SHARE = 50
+#: Seconds from which on one is not waited for with jobs in hand.
+COSTLY = 0.02
 
 
 class ScanKind(Enum):
@@ -61,6 +63,7 @@ class ScanHints:
         #: A thorough scan is owed, whatever it costs: it was never made, or it broke off.
         self._owed = True
         self._under_way = False
+        self._duration = 0.0
         self._cut = (
             False  # the last thorough scan ended at its limit: of lower priorities it saw nothing
         )
@@ -98,7 +101,7 @@ class ScanHints:
         short = len(jobs) < limit
         if plan.kind is ScanKind.THOROUGH:
             self._under_way = False
-            self._next_thorough = now + THOROUGH_SHARE * duration
+            self._duration, self._next_thorough = duration, now + THOROUGH_SHARE * duration
             self._cut = not short
         ends: dict[int, int] = {}
         for job, position in jobs:
@@ -118,6 +121,11 @@ class ScanHints:
         hint = self._next.get(priority)
         if hint is None or position < hint:
             self._next[priority] = position
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether the last thorough scan took long."""
+        return self._duration >= COSTLY
 
     def missed(self) -> None:
         """Jobs may have become available of which nothing was heard: no hint of what is heard next may hide them."""
