@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 import tests.faults.rows  # noqa: F401 - fills ROWS
-from tests.faults.harness import ROWS, Report, Scale, run
+from tests.faults.harness import ROWS, Report, Scale, run, warm
 from tests.helpers.nursery import nursery
 from tests.helpers.server import NoServerError, find_server
 
@@ -33,6 +33,7 @@ def main() -> int:
         print(HEADER, flush=True)
     try:
         with find_server(durable=True) as server, nursery() as forks:
+            warm(server.dsn)
             for entry in rows:
                 report = run(entry, scale, options.seed, server.dsn, forks)
                 reports.append(report)

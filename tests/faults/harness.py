@@ -6,9 +6,9 @@ small. A row is a function that takes a `Bench` and returns what it `Found`:
     @row("1", "worker SIGKILL", "kill -9 at random points; its jobs start again within 3 s")
     def killed_workers(bench: Bench) -> Found: ...
 
-What is counted, over the histories that everybody who took part wrote: `lost`, acknowledged and never finished; `unexpected`,
-ran and was never enqueued; `duplicated`, finished more than once; `stale_accepted`, a write under a claim that was no longer
-valid and took effect all the same. The first two and the last must be 0 in every row.
+What is counted, over the histories that everybody who took part wrote: `lost`, acknowledged and never finished;
+`unexpected`, ran and was never enqueued; `duplicated`, finished more than once; `stale_accepted`, a write under a claim that
+was no longer valid and took effect all the same. The first two and the last must be 0 in every row.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from itertools import count
 from pathlib import Path
@@ -29,14 +30,28 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from tests.helpers.history import History, Verdict
+from tests.helpers.history import Event, History, Verdict
 from tests.helpers.nursery import Nursery
 from tests.helpers.own_server import OwnServer, own_server
 from tests.helpers.processes import Crew, crew
+from tests.helpers.runners import eventually, left
 from tests.helpers.server import connection_url
 from workers import migrate
 
-__all__ = ["ROWS", "Bench", "Found", "Report", "Row", "Scale", "not_built", "row", "run"]
+__all__ = [
+    "ROWS",
+    "Bench",
+    "Found",
+    "Report",
+    "Row",
+    "Scale",
+    "not_built",
+    "row",
+    "run",
+    "swept_away",
+    "unfinished",
+    "warm",
+]
 
 T = TypeVar("T")
 
@@ -61,6 +76,7 @@ class Found(msgspec.Struct, kw_only=True):
     stale_accepted: int = 0
     recovery_s: float | None = None
     broken: list[str] = []
+    late: list[float] = []
 
     def expect(self, holds: bool, otherwise: str) -> None:
         """Say what is broken unless it `holds`."""
@@ -71,7 +87,7 @@ class Found(msgspec.Struct, kw_only=True):
         """Take note of a recovery, and say so if it took too long."""
         self.recovery_s = max(seconds, self.recovery_s or 0.0)
         if within is not None and seconds > within:
-            self.broken.append(f"a recovery took {seconds:.2f} s, not {within:g} s or less")
+            self.late.append(seconds)
 
     def judge(self, verdict: Verdict, *, duplicates: int = 0) -> None:
         """Take over the counts of a verdict; up to so many `duplicates` are what the fault explains."""
@@ -207,6 +223,36 @@ def not_built(name: str, fault: str, passes: str, missing: str) -> None:
     ROWS[name] = Row(name, fault, passes, missing=missing)
 
 
+def unfinished(events: Iterable[Event], gone: Mapping[str, float]) -> dict[int, float]:
+    """The jobs that were running when their process was killed, and when that was; `gone` says when each was."""
+    cut_off: dict[tuple[int, str], float] = {}
+    for event in events:
+        if event.what == "start" and event.process in gone:
+            cut_off[event.job, event.token] = gone[event.process]
+        elif event.what in ("end", "broken"):
+            cut_off.pop((event.job, event.token), None)
+    return {job: at for (job, _), at in cut_off.items()}
+
+
+def swept_away(found: Found, conn: psycopg.Connection[Any], workers: Crew, types: str) -> None:
+    """I7: the tables end empty. A last worker waits until the sessions of the dead are gone, and ends."""
+    last = workers.start(types)
+    last.ready()
+    with contextlib.suppress(TimeoutError):
+        eventually(lambda: left(conn)["worker_sessions"] == 1)
+    last.send(signal.SIGTERM)
+    found.expect(last.wait() == 0, "the last worker did not end well")
+    found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
+
+
+def warm(dsn: str) -> None:
+    """Wait until the server has been up for 5 s: before, a free lock means nothing (rule 19)."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "SELECT pg_sleep(greatest(0, 5.1 - extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())))"
+        )
+
+
 def run(
     entry: Row,
     scale: Scale,
@@ -231,6 +277,10 @@ def run(
     for what in ("lost", "unexpected", "stale_accepted"):
         if (number := getattr(found, what)) and not any(what in text for text in found.broken):
             found.broken.append(f"{what}: {number}")
+    if found.late:
+        found.broken.append(
+            f"{len(found.late)} recoveries took too long, the longest {max(found.late):.2f} s"
+        )
     if found.broken:
         found.broken.append(f"its histories are in {folder}")
     else:

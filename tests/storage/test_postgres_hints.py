@@ -7,8 +7,8 @@ import pytest
 
 from tests.storage.engines import PostgresEngine, ids, mails
 from workers.storage.base import Wake
-from workers.storage.postgres.hints import ScanHints
 from workers.storage.postgres import hints
+from workers.storage.postgres.hints import ScanHints
 
 LATE = "SELECT workers_enqueue('mail', '{}', 'default')"
 
