@@ -30,6 +30,7 @@ from .plot import plot
 from .report import HEADER, Result, line
 from .scheduled import scheduled
 from .sleep import sleep, sleep_1000
+from .wakeup import wakeup
 
 BENCHMARKS: dict[str, Callable[[Options], Result]] = {
     "drain": drain,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[Options], Result]] = {
     "idle": idle,
     "flush_claims": flush_claims,
     "flush_enqueue": flush_enqueue,
+    "wakeup": wakeup,
     "python_time": python_time,
     "telemetry": telemetry_cost,
 }

@@ -23,7 +23,7 @@ from .jobs import Noop
 from .latency import library_latency
 from .report import Pair, Point, Result, Sample, median, summarize
 
-__all__ = ["ClaimsResult", "flush_claims", "flush_enqueue"]
+__all__ = ["ClaimsResult", "EnqueueResult", "flush_claims", "flush_enqueue"]
 
 _SLOW = "-ccommit_delay=2000 -ccommit_siblings=0"
 #: Tasks that enqueue at the same time; the pool has ten connections.
@@ -61,13 +61,19 @@ def flush_claims(options: Options) -> ClaimsResult:
     return result
 
 
-def flush_enqueue(options: Options) -> Result:
+class EnqueueResult(Result, kw_only=True, omit_defaults=True):
+    """`quiet_per_second`: each on its own, with notifications off: NOTIFY takes a lock for the time of the flush."""
+
+    quiet_per_second: float
+
+
+def flush_enqueue(options: Options) -> EnqueueResult:
     """2,000 jobs (400 when quick), one by one, from 100 tasks on a pool of ten connections, in pairs with one statement for
     what has gathered while the one before was on its way. `points`: from 1, 10 and 100 tasks."""
     n = options.pick(full=2_000, quick=400, tiny=100)
 
-    def measured(tasks: int, gathered: bool) -> Sample:
-        with _slow_schema(options) as dsn:
+    def measured(tasks: int, gathered: bool, settings: str = "") -> Sample:
+        with _slow_schema(options, settings) as dsn:
             seconds = run(options, _enqueue(dsn, n, tasks, gathered=gathered))
             return Sample(per_second=n / seconds, exactly_once=rows(dsn) == n)
 
@@ -76,6 +82,7 @@ def flush_enqueue(options: Options) -> Result:
             options.pairs, lambda: measured(tasks, True), lambda: measured(tasks, False)
         )
 
+    quiet = [measured(_TASKS[-1], False, "-cworkers.notify=off") for _ in range(options.pairs)]
     by_tasks = {tasks: pairs(tasks) for tasks in _TASKS}
     points = [
         Point(
@@ -85,12 +92,19 @@ def flush_enqueue(options: Options) -> Result:
         )
         for tasks, each in by_tasks.items()
     ]
-    return summarize(Result, "flush_enqueue", n, by_tasks[_TASKS[-1]], points=points)
+    return summarize(
+        EnqueueResult,
+        "flush_enqueue",
+        n,
+        by_tasks[_TASKS[-1]],
+        points=points,
+        quiet_per_second=median(quiet, "per_second"),
+    )
 
 
 @contextmanager
-def _slow_schema(options: Options) -> Iterator[str]:
-    with fresh_schema(options, settings=_SLOW) as dsn:
+def _slow_schema(options: Options, settings: str = "") -> Iterator[str]:
+    with fresh_schema(options, settings=f"{_SLOW} {settings}") as dsn:
         yield dsn
 
 

@@ -20,7 +20,7 @@ from .bench import Options, fresh_schema, interleave, run
 from .report import Result, Sample, summarize
 from .waiting import until
 
-__all__ = ["latency", "library_latency"]
+__all__ = ["WARM_UP", "Arrivals", "latency", "library_latency"]
 
 RATE = 50.0
 #: Not counted: until the statements of both sides are prepared.
@@ -55,9 +55,13 @@ class Arrivals:
         start = time.perf_counter()
         for number in range(n + WARM_UP):
             await asyncio.sleep(max(0.0, start + number / RATE - time.perf_counter()))
-            self._sent[number] = time.perf_counter()
+            self.sends(number)
             await send(number)
         await until(lambda: len(self._delays) == len(self._sent), 5)
+
+    def sends(self, number: int) -> None:
+        """The job is about to be enqueued."""
+        self._sent[number] = time.perf_counter()
 
     def arrived(self, number: int) -> None:
         """The job started."""
@@ -104,9 +108,9 @@ def latency(options: Options) -> Result:
     return summarize(Result, "latency", n, pairs, ratios)
 
 
-async def library_latency(dsn: str, n: int) -> Sample:
+async def library_latency(dsn: str, n: int, arrivals: Arrivals | None = None) -> Sample:
     """Enqueue `n` jobs, and let a runner with default settings run them."""
-    arrivals = Arrivals()
+    arrivals = arrivals or Arrivals()
     async with (
         Runner(dsn, arrivals).register_job_type(Ping).start(),
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .config import YEAR, check_name, check_priority, seconds
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_DELAY", "encode_all", "parameters"]
 
+#: Jobs that are encoded at once.
+_BLOCK = 250
 #: The longest `delay`: 100 years, which PostgreSQL's and Python's calendars both hold.
 MAX_DELAY = 100 * YEAR
 
@@ -68,8 +71,19 @@ def encode_all(cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]]
             f"{cls.__qualname__}.enqueue_batch: call it on one class, the jobs' own, such as SendEmail.enqueue_batch(...); "
             "jobs of several classes need one call each"
         )
+    codec, rest, done = describe(cls).codec, iter(jobs), 0
+    while block := list(islice(rest, _BLOCK)):
+        alike = all(type(job) is cls for job in block)
+        lines = codec.encode_block(block) if alike else None
+        yield from _each(cls, block, done) if lines is None else lines
+        done += len(block)
+
+
+def _each(
+    cls: type[BackgroundJob[Any]], block: list[BackgroundJob[Any]], first: int
+) -> Iterator[str]:
     encode = describe(cls).codec.encode
-    for index, job in enumerate(jobs):
+    for index, job in enumerate(block, first):
         if type(job) is not cls:
             raise InvalidJobError(
                 f"jobs[{index}] is a {type(job).__qualname__}: a batch of {cls.__qualname__} takes exactly that class"

@@ -7,7 +7,7 @@ is refused where it is enqueued. Messages name paths and kinds, never values: a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NoReturn, TypeVar
 
 import msgspec
@@ -33,7 +33,16 @@ T = TypeVar("T")
 class Codec(Generic[T]):
     """Encodes and decodes the jobs of one class."""
 
-    __slots__ = ("_decode", "_encode", "_fields", "_job_type", "_stable", "_values")
+    __slots__ = (
+        "_decode",
+        "_decode_lines",
+        "_encode",
+        "_encode_lines",
+        "_fields",
+        "_job_type",
+        "_stable",
+        "_values",
+    )
 
     def __init__(self, job_class: type[T], job_type: str, *, stable: bool = False) -> None:
         """Prepare for `job_class`, a dataclass whose annotations are resolved.
@@ -56,8 +65,10 @@ class Codec(Generic[T]):
                 )
         self._stable = stable
         order = "deterministic" if stable else None
-        self._encode = msgspec.json.Encoder(enc_hook=_payload.to_plain, order=order).encode  # type: ignore[arg-type]
+        encoder = msgspec.json.Encoder(enc_hook=_payload.to_plain, order=order)  # type: ignore[arg-type]
+        self._encode, self._encode_lines = encoder.encode, encoder.encode_lines
         self._decode: Callable[[str | bytes], T] = decoder.decode
+        self._decode_lines: Callable[[bytes], list[T]] = decoder.decode_lines
         self._fields = tuple(field.name for field in dataclasses.fields(job_class))  # type: ignore[arg-type]
         self._values = _payload.getter(self._fields)
 
@@ -90,6 +101,29 @@ class Codec(Generic[T]):
             self._refuse(_payload.explain(error))
         # 3 in a float field is 3 in the job's JSON and 3.0 in the copy's
         return (self._encode(copy) if self._stable else raw).decode()
+
+    def encode_block(self, jobs: Sequence[T]) -> list[str] | None:
+        """What `encode` returns for each of `jobs`, at half the cost; None: it has to be asked, about each of them.
+
+        All are encoded, decoded and compared at once. What needs a closer look, or is to be refused, gets it there.
+        """
+        try:
+            raw = self._encode_lines(jobs)
+            if self._stable or len(raw) > _CANNOT_GROW or b"\\u" in raw or b"null" in raw:
+                return None
+            copies = self._decode_lines(raw)
+            values = self._values
+            if [values(job) for job in jobs] != [values(copy) for copy in copies]:
+                return None
+        except Exception:
+            return None
+        lines = raw.decode().split("\n")
+        if lines.pop() or len(lines) != len(jobs):
+            return None
+        for line in lines:
+            if len(line) > MAX_DEPTH and _openings(line.encode()) > MAX_DEPTH:
+                return None
+        return lines
 
     def decode(self, text: str | bytes) -> T:
         """Return the job that `text` holds; raise InvalidJobError for anything else, however hostile."""

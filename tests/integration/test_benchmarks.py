@@ -23,6 +23,7 @@ MORE = {
     "backlog": {"p50_ms", "p95_ms", "p99_ms", "points"},
     "scheduled": {"points"},
     "pinned": {"points", "whole_per_second"},
+    "wakeup": {"notice_us", "to_claim_us", "claim_us", "to_job_us"},
     "flush_claims": {"p50_ms", "limit_p50_ms", "drain_ratio"},
     "flush_enqueue": {"points"},
     "memory": {"rss_mb", "limit_rss_mb"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -34,6 +34,12 @@ from workers.codec import MAX_BYTES, MAX_DEPTH, Codec
 from workers.errors import InvalidJobError, RegistrationError
 
 codec = Codec(Job, "thing")
+
+
+@dataclass
+class Lean:
+    text: str = ""
+    deep: list[Any] = field(default_factory=list)
 
 
 def nested(levels: int) -> list[Any]:
@@ -79,6 +85,17 @@ def test_a_good_payload_comes_back(payload: dict[str, Any]) -> None:
     copy = codec.decode(text)
     assert codec.encode(copy) == codec.encode(codec.decode(codec.encode(copy)))
     assert all(getattr(copy, name) == value for name, value in payload.items() if name not in ODD)
+
+
+def test_a_block_of_good_payloads_is_what_each_is_alone() -> None:
+    """Or it is left to be asked one by one."""
+    plain = [Job(text=f"job {number}", number=number, flags={"a": True}) for number in range(300)]
+    assert codec.encode_block(plain) is None, "their defaults have null"
+    lean = Codec(Lean, "lean")
+    jobs = [Lean(text=f"tab\t line\n é {number}", deep=[[number]] * 60) for number in range(300)]
+    assert lean.encode_block(jobs) == [lean.encode(job) for job in jobs]
+    for payload in GOOD:
+        assert codec.encode_block([Job(**payload)]) in (None, [codec.encode(Job(**payload))])
 
 
 CIRCLE: list[Any] = []
@@ -145,6 +162,31 @@ def test_a_bad_payload_is_refused_with_its_place(case: str) -> None:
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_payload_lets_its_block_be_looked_at_one_by_one(case: str) -> None:
+    assert codec.encode_block([Job(), Job(**BAD[case][0]), Job()]) is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"text": 1},
+        {"text": "\0"},
+        {"text": "\ud800"},
+        {"text": "x" * MAX_BYTES},
+        {"deep": nested(MAX_DEPTH)},
+        {"deep": [math.nan]},
+    ],
+)
+def test_a_lean_one_too(bad: dict[str, Any]) -> None:
+    """Nothing else in this class asks for a closer look."""
+    lean = Codec(Lean, "lean")
+    assert lean.encode_block([Lean(), Lean()]) is not None
+    assert lean.encode_block([Lean(), Lean(**bad)]) is None
+    with pytest.raises(InvalidJobError):
+        lean.encode(Lean(**bad))
+
+
 UNDECODABLE: dict[str, str | bytes] = {
     "empty": "",
     "not JSON": "nul",
@@ -193,6 +235,7 @@ def test_what_is_accepted_comes_back_as_it_is(value: Any) -> None:
     except InvalidJobError:
         return
     assert codec.decode(text).anything == value
+    assert codec.encode_block([Job(anything=value)] * 2) in (None, [text, text])
     assert r"\u0000" not in text.replace(r"\\", "")
 
 
