@@ -107,4 +107,6 @@ def _pairs(options: Options, n: int, library: Side, bare: Side) -> list[Pair]:
             seconds = time.perf_counter() - start
             return Sample(per_second=n / seconds, exactly_once=rows(dsn) == n + _WARM_UP)
 
-    return interleave(options.pairs, lambda: measured(library), lambda: measured(bare))
+    # these runs are short: the median of more of them is steadier
+    pairs = options.pick(full=15, quick=5, tiny=1)
+    return interleave(pairs, lambda: measured(library), lambda: measured(bare))
