@@ -106,8 +106,8 @@ def _stamped(stamps: _Stamps) -> Iterator[None]:
         stamps.now("claimed")
         return rows
 
-    listener._parse, claim_link._run = stamped_parse, stamped_claim
+    vars(listener)["_parse"], vars(claim_link)["_run"] = stamped_parse, stamped_claim
     try:
         yield
     finally:
-        listener._parse, claim_link._run = parse, claim
+        vars(listener)["_parse"], vars(claim_link)["_run"] = parse, claim

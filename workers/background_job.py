@@ -161,7 +161,6 @@ class BackgroundJob(Generic[ContextT]):
             return connections.run(cls, conn, ENQUEUE_DEDUPLICATED, given, first_id)
         given["data"] = data
         if run_at is None and delay is None:
-            del given["run_at"], given["delay"]
             return connections.run(cls, conn, ENQUEUE, given, first_id)
         return connections.run(cls, conn, ENQUEUE_AT, given, first_id)
 

@@ -7,8 +7,7 @@ A row runs one statement in the transaction that the caller has open, or, in aut
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -102,29 +101,35 @@ def no_ids(rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _psycopg(conn: Connection[Any], query: Query, parameters: Parameters, shape: Shape[T]) -> T:
-    if query is ENQUEUE_COPY and _can_copy(conn):
-        with _explained():
+    try:
+        if query is ENQUEUE_COPY and _can_copy(conn):
             copy(conn, parameters)
-        return shape(())
-    # the user's own kind of cursor where it can be: it may be there for a proxy, or for tracing
-    raw = _is_raw(conn.cursor_factory)
-    cursor = Cursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
-    with _explained():
+            return shape(())
+        # the user's own kind of cursor where it can be: it may be there for a proxy, or for tracing
+        raw = _is_raw(conn.cursor_factory)  # type: ignore[arg-type]  # a class is hashable
+        cursor = Cursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
         return shape(cursor.execute(query.text, _flat(parameters)).fetchall())
+    except ProgrammingError as error:
+        missing_tables_note(error)
+        raise
 
 
 async def _psycopg_async(
     conn: AsyncConnection[Any], query: Query, parameters: Parameters, shape: Shape[T]
 ) -> T:
-    if query is ENQUEUE_COPY and _can_copy(conn):
-        with _explained():
+    try:
+        if query is ENQUEUE_COPY and _can_copy(conn):
             await copy_async(conn, parameters)
-        return shape(())
-    raw = _is_raw(conn.cursor_factory)
-    cursor = AsyncCursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
-    with _explained():
+            return shape(())
+        raw = _is_raw(conn.cursor_factory)  # type: ignore[arg-type]  # a class is hashable
+        cursor = (
+            AsyncCursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
+        )
         await cursor.execute(query.text, _flat(parameters))
         return shape(await cursor.fetchall())
+    except ProgrammingError as error:
+        missing_tables_note(error)
+        raise
 
 
 def _flat(parameters: Parameters) -> Parameters:
@@ -139,16 +144,7 @@ def _can_copy(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
     return conn.pgconn.pipeline_status == PipelineStatus.OFF
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Say what to do about an error of psycopg's."""
-    try:
-        yield
-    except ProgrammingError as error:
-        missing_tables_note(error)
-        raise
-
-
+@lru_cache(maxsize=64)
 def _is_raw(cursor_factory: type) -> bool:
     """Whether its cursors know $1 only."""
     return RawCursorMixin in cursor_factory.__mro__
