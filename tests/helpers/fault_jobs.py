@@ -19,6 +19,7 @@ __all__ = [
     "Deadly",
     "Effect",
     "EffectInThread",
+    "Flaky",
     "Held",
     "HeldInThread",
     "Later",
@@ -201,6 +202,21 @@ class Blocking(BackgroundJob[Stage]):
             time.sleep(self.seconds)  # noqa: ASYNC251 - the fault
 
 
+class Flaky(BackgroundJob[Stage]):
+    """Fails once, then takes `seconds`."""
+
+    backoff = 0.0
+
+    key: int = 0
+    seconds: float = 0.0
+
+    async def run(self, stage: Stage) -> None:
+        with stage.run():
+            if current_job().attempt == 1:
+                raise RuntimeError("the first time")
+            await asyncio.sleep(self.seconds)
+
+
 class Later(BackgroundJob[Stage]):
     """A type that an older worker does not know."""
 
@@ -224,6 +240,7 @@ BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
         Seeing,
         Deadly,
         Blocking,
+        Flaky,
         Later,
     )
 }

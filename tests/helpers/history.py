@@ -150,12 +150,12 @@ def check(
     """
     expected = {job for job in enqueued if job is not None}
     runs: dict[int, list[Event]] = defaultdict(list)
-    # process -> when it was killed or stopped, as the test saw it: a moment before it came about
+    # process -> when it was killed or stopped, as the test saw it, a moment before it came about; or had ended
     interrupted: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if event.what in ("start", "end", "broken"):
             runs[event.job].append(event)
-        elif event.what in ("killed", "frozen"):
+        elif event.what in ("killed", "frozen", "gone"):
             interrupted[event.process].append(event.at)
     finished = {job: sum(event.what == "end" for event in run) for job, run in runs.items()}
     return Verdict(

@@ -15,7 +15,7 @@ import threading
 
 from tests.helpers.fault_jobs import Stage, job_types
 from tests.helpers.history import Event
-from workers import Runner, telemetry
+from workers import Runner, failpoints, telemetry
 
 
 def main(arguments: list[str]) -> None:
@@ -35,11 +35,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--loop-stall-limit", type=float, default=60.0)
     parser.add_argument("--poll-only", action="store_true")
     parser.add_argument("--until-empty", action="store_true")
+    parser.add_argument("--failpoints", default="", help="as in workers.failpoints")
     return parser.parse_args(arguments)
 
 
 async def _main(options: argparse.Namespace) -> None:
     stage = Stage(options.name, _write)
+    # forked from a process that has imported the library long ago, without any
+    vars(failpoints)["hit"] = failpoints.armed(options.failpoints)
     _note_what_the_runner_says(stage)
     runner = Runner(
         options.database_url,

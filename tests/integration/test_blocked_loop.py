@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import PATIENCE, World, drain, eventually, make_runner
 from workers import BackgroundJob
-from workers.runtime import session
+from workers.runtime import loop_watch
 
 ROWS = "SELECT count(*), sum(retries), sum(crashes) FROM background_jobs"
 
@@ -32,7 +32,7 @@ async def test_a_loop_that_stands_still_is_named_early(
 ) -> None:
     """Long before the limit at which it is given up, once each time, and without telling the handler."""
     caplog.set_level(logging.WARNING, "workers")
-    monkeypatch.setattr(session, "STALL_WARNING", 0.2)
+    monkeypatch.setattr(loop_watch, "STALL_WARNING", 0.2)
     world = World()
 
     def on_stall(seconds: float, stack: str) -> None:

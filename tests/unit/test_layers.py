@@ -30,6 +30,7 @@ LAYERS = {
     "_payload": CORE,
     "_annotations": CORE,
     "current": CORE,
+    "failpoints": CORE,
     "dsn": PORTS,
     "storage": PORTS,
     "telemetry": PORTS,

@@ -137,8 +137,8 @@ async def test_after_a_lost_claim_the_store_is_asked_each_time(bench: Bench) -> 
 async def test_the_loop_is_watched_while_the_link_is_down(bench: Bench) -> None:
     """Rule 23: it may be the loop that stands still."""
     bench.link.down = 3
-    bench.keeper._beat_pending = True
-    bench.keeper._last_beat = time.monotonic() - 70
+    bench.keeper._loop_watch._beat_pending = True
+    bench.keeper._loop_watch._last_beat = time.monotonic() - 70
     bench.keeper._recover()
     assert bench.events.told.count("stalled") == 2  # a warning, and the limit
     assert await bench.told() == ["stalled", "stalled", "link_restored"]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import anyio
 
+from .. import failpoints
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Release
@@ -162,7 +163,9 @@ class Claimer:
             scan=scan,
         )
         try:
+            failpoints.hit("claim")
             claimed = await self._storage.claim(request)
+            failpoints.hit("claimed")
         except StorageUnavailableError:
             self._lost.append((session, token))
             raise

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
-from .. import telemetry
+from .. import failpoints, telemetry
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Bury, Transition, Wait
@@ -172,7 +172,9 @@ class Completer:
         self, session: int, guards: list[Guard], closing: list[int], uncertain: bool
     ) -> None:
         with anyio.CancelScope(shield=True):
+            failpoints.hit("complete")
             written = await self._storage.complete(session, guards, closing)
+            failpoints.hit("completed")
         self._forgotten = [token for token in self._forgotten if token not in closing]
         self._settled(session, guards, closing, Settled(written), uncertain)
 
@@ -181,7 +183,9 @@ class Completer:
             guards = [item.guard for item in group]
             closing = self._ledger.closing(guards)
             with anyio.CancelScope(shield=True):
+                failpoints.hit("settle")
                 settled = await self._storage.settle(session, group, closing)
+                failpoints.hit("settled")
             self._settled(session, guards, closing, settled, uncertain)
 
     async def _refused(self, item: Guard | Settlement, error: StorageError) -> None:

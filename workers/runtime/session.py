@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from .. import failpoints
 from ..errors import StorageError, StorageUnavailableError
 from ..storage.base import Control, DeadSession, Maintenance, MaintenanceRequest
 from .ledger import Ledger
+from .loop_watch import LoopWatch
 
 __all__ = ["SessionEvents", "SessionKeeper", "StallHandler"]
 
@@ -36,8 +35,6 @@ TICK = 1.0
 _RETRY = 0.25
 #: How much of the lease is left, at least, when it has been maintained.
 LEFT = 0.66
-#: Seconds after which a loop that stands still is worth a warning, long before it is given up.
-STALL_WARNING = 3.0
 #: A deaf listener is looked for this often.
 PROBE_EVERY = 15.0
 
@@ -94,20 +91,15 @@ class SessionKeeper:
         self._events = events
         self._request = request
         self._name = name
-        self._stall_limit = stall_limit
         # the lease is renewed when a third of it is gone
         self._tick_every = min(TICK, request.lease / 3)
         self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
+        self._loop_watch = LoopWatch(self._post, events.stalled, stall_limit)
         self._stopping = False
         self._loop_closed = False
         self._replacing = False
         self._give_back = True
         self._waiting: list[Future[Maintenance]] = []
-        self._heartbeat = self._last_beat = time.monotonic()
-        self._beat_pending = False
-        self._stall_warning = min(STALL_WARNING, stall_limit)
-        self._report_at = self._stall_warning
         self._next_probe = self._next_reconcile = time.monotonic() + request.lease
         self._reconciled = 0
         #: What the listener is reached by; set by the loop.
@@ -145,6 +137,7 @@ class SessionKeeper:
     def _run(self) -> None:
         try:
             session = self._control.open(self._name, self._request.lease, self._request.queues)
+            failpoints.hit("session opened")
         except BaseException as error:
             self._control.abandon()
             self.started.set_exception(error)
@@ -172,11 +165,13 @@ class SessionKeeper:
 
     def _tick(self) -> None:
         waiting, self._waiting = self._waiting, []
-        self._watch_loop()
+        self._look_after_loop()
         now = time.monotonic()
         try:
             probe = self.listener_address if now >= self._next_probe else None
+            failpoints.hit("maintain")
             result = self._control.maintain(self._request, probe=probe)
+            failpoints.hit("maintained")
             if probe is not None:
                 self._next_probe = now + PROBE_EVERY
                 self._post(self._events.probed, now)
@@ -220,7 +215,7 @@ class SessionKeeper:
     def _recover(self) -> None:
         """Get the link back, however long it takes."""
         while not self._is_over():
-            self._watch_loop()
+            self._look_after_loop()
             now = time.monotonic()
             try:
                 # a replacement that broke off may have left a row, but nobody was told of it
@@ -247,7 +242,10 @@ class SessionKeeper:
             return 0
         for _ in range(3):
             try:
-                return self._control.close()
+                failpoints.hit("release")
+                released = self._control.close()
+                failpoints.hit("released")
+                return released
             except StorageError as error:
                 logger.warning("the session can't be closed now: %s", error)
                 self._control.wait(_RETRY)
@@ -255,36 +253,15 @@ class SessionKeeper:
         self._control.abandon()
         return 0
 
+    def _look_after_loop(self) -> None:
+        if not self._loop_closed:
+            self._loop_watch.look()
+
     def _post(self, callback: Callable[..., object], *args: object) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # nobody is left to be told
             self._loop_closed = True
-
-    # ------------------------------------------------------------------------------------------------- watching the loop
-
-    def _watch_loop(self) -> None:
-        now = time.monotonic()
-        if self._loop_closed:
-            return
-        if not self._beat_pending:
-            self._beat_pending, self._last_beat = True, now
-            self._post(self._beat)
-        elif now - self._last_beat > self._report_at:
-            self._report_at = (
-                math.inf if self._report_at >= self._stall_limit else self._stall_limit
-            )
-            frame = sys._current_frames().get(self._loop_thread)
-            stack = (
-                "".join(traceback.format_stack(frame))
-                if frame is not None
-                else "(its thread is gone)"
-            )
-            self._events.stalled(now - self._last_beat, stack, limit=self._stall_limit)
-
-    def _beat(self) -> None:
-        self._beat_pending = False
-        self._report_at = self._stall_warning
 
 
 def _uncancellable() -> Future[Any]:

@@ -15,6 +15,7 @@ import msgspec
 import psycopg
 from psycopg.rows import tuple_row
 
+from ... import failpoints
 from ...errors import StorageUnavailableError
 from ..base import DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
 from .checkout import PLANNER, STATEMENT_SECONDS, translated
@@ -137,7 +138,9 @@ class PostgresControl:
     def rescue(self) -> list[DeadSession]:
         """Give back the jobs of dead sessions and remove what is finished of them."""
         with translated():
+            failpoints.hit("rescue")
             rows = self._fetch(_RESCUE)
+            failpoints.hit("rescued")
             rows += self._apart(
                 lambda: self._fetch(_RESCUE_DEDUPLICATED, only=None),
                 lambda: [
@@ -146,6 +149,7 @@ class PostgresControl:
                 ],
             )
             self._fetch(_BURY_CLAIMS)
+            failpoints.hit("rescued all")
             with self._connection().transaction():
                 sessions = [row[0] for row in self._fetch(_LOCK_DEAD)]
                 self._fetch(_REMOVE, sessions=sessions)

@@ -17,6 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from ... import failpoints
 from ...errors import StorageRejectedError
 from ...lifecycle import Archive
 from ..base import Guard, Settlement, SyncTransactionalRun, TransactionalRun
@@ -59,11 +60,13 @@ class TransactionConnections:
         raised = False
         try:
             async with transaction:
+                failpoints.hit("transaction begun")
                 try:
                     yield _Run(kept, session) if held else None
                 except BaseException:
                     raised, kept.link.patience = True, _LOCK_SECONDS
                     raise
+            failpoints.hit("transaction committed")
         except psycopg.Error:
             if raised:  # the job's own
                 raise
@@ -80,11 +83,13 @@ class TransactionConnections:
         raised = False
         try:
             with transaction:
+                failpoints.hit("transaction begun")
                 try:
                     yield _SyncRun(kept, session) if held else None
                 except BaseException:
                     raised, kept.link.patience = True, _LOCK_SECONDS
                     raise
+            failpoints.hit("transaction committed")
         except psycopg.Error:
             if raised:  # the job's own
                 raise
@@ -145,6 +150,7 @@ class _Run:
         with translated():
             cursor = psycopg.AsyncClientCursor(self.connection, row_factory=tuple_row)
             _check_written(await cursor.execute(self._baseline.around(sql), params))
+        failpoints.hit("transaction written")
 
 
 class _SyncRun:
@@ -161,6 +167,7 @@ class _SyncRun:
         with translated():
             cursor = psycopg.ClientCursor(self.connection, row_factory=tuple_row)
             _check_written(cursor.execute(self._baseline.around(sql), params))
+        failpoints.hit("transaction written")
 
 
 def _lock_params(session: int, guard: Guard) -> dict[str, int]:
