@@ -147,6 +147,25 @@ def test_a_cut_trailing_scan_sets_the_hint_back(claims: Claims) -> None:
     assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0], [10, 30])
 
 
+def test_a_wake_up_during_a_scan_is_not_forgotten_with_its_end(claims: Claims) -> None:
+    """Rule 11: the scan began before that job was committed, and ended behind it."""
+    plan = claims.hints.plan(claims.now)
+    claims.hints.noticed(0, 20)
+    claims.hints.claimed(plan, jobs(15, 30), 10, claims.now, TOOK)
+    assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0], [10, 20])
+    # that one has seen it, whether or not it could take it: the trailing scans are for what is left
+    claims.scan(*jobs(40))
+    assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0], [10, 41])
+
+
+def test_what_a_scan_took_was_no_news(claims: Claims) -> None:
+    """Rule 9: the usual case, in which the hint goes on."""
+    plan = claims.hints.plan(claims.now)
+    claims.hints.noticed(0, 20)
+    claims.hints.claimed(plan, jobs(15, 20, 30), 10, claims.now, TOOK)
+    assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0], [10, 31])
+
+
 def test_a_short_trailing_scan_leaves_the_hint(claims: Claims) -> None:
     """Rule 11: it has seen everything up to the hint."""
     claims.scan(*jobs(500))

@@ -63,6 +63,8 @@ class ScanHints:
         #: A thorough scan is owed, whatever it costs: it was never made, or it broke off.
         self._owed = True
         self._under_way = False
+        #: What was noticed while a scan was on its way, which may not have seen it: priority -> lowest position.
+        self._meanwhile: dict[int, int] = {}
         self._duration = 0.0
         self._cut = (
             False  # the last thorough scan ended at its limit: of lower priorities it saw nothing
@@ -70,6 +72,7 @@ class ScanHints:
 
     def plan(self, now: float, *, thorough: bool = False) -> Plan:
         """How to scan now. One plan at a time: it is over when `claimed` was told, or when the next one is made."""
+        self._meanwhile.clear()
         if (
             thorough
             or self._owed
@@ -112,15 +115,24 @@ class ScanHints:
             # it stopped behind the hint, where more may wait
             last = jobs[-1][0].priority
             self._next[last] = ends[last]
+        if self._meanwhile:
+            self._pull_back({(job.priority, position) for job, position in jobs})
         while len(self._next) > MAX_PRIORITIES:
             del self._next[next(iter(self._next))]
         return short and self._cut
 
     def noticed(self, priority: int, position: int) -> None:
         """Jobs of `priority` became available, the lowest at `position`."""
-        hint = self._next.get(priority)
-        if hint is None or position < hint:
-            self._next[priority] = position
+        for lowest in (self._next, self._meanwhile):
+            known = lowest.get(priority)
+            if known is None or position < known:
+                lowest[priority] = position
+
+    def _pull_back(self, found: set[tuple[int, int]]) -> None:
+        """The scan that is over began, maybe, before what was noticed since was there."""
+        for priority, position in self._meanwhile.items():
+            if (priority, position) not in found:
+                self._next[priority] = min(position, self._next.get(priority, position))
 
     @property
     def is_costly(self) -> bool:
