@@ -3,7 +3,7 @@
 Off, which is always but in the fault harness, each costs a call that does nothing, once for a statement and never for a job.
 
 WORKERS_FAILPOINTS names them with what is to happen and when, in the process that is started with it:
-`claimed=kill@3` kills it when it passes `claimed` for the third time; `stop` freezes it instead.
+`claimed=kill@3` kills it when it passes `claimed` for the third time; `stop` freezes it instead, `term` tells it to end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ POINTS = (
     "released",
 )
 
-_ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+_ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 
 
 def armed(text: str) -> Callable[[str], None]:
@@ -49,7 +49,7 @@ def armed(text: str) -> Callable[[str], None]:
         action, _, time = rest.partition("@")
         if point not in POINTS or action not in _ACTIONS or not (time or "1").isdecimal():
             raise ValueError(
-                f"{VARIABLE}: {item!r} is not POINT=kill@N or POINT=stop@N; the points are {', '.join(POINTS)}"
+                f"{VARIABLE}: {item!r} is not POINT=kill@N (or stop, or term); the points are {', '.join(POINTS)}"
             )
         plan[point] = _ACTIONS[action], int(time or 1)
     passed: Counter[str] = Counter()
