@@ -59,6 +59,17 @@ class OwnServer:
         with (self._data / "postgresql.conf").open("a") as file:
             file.write("\n".join(settings) + "\n")
 
+    def copy(self, primary: OwnServer) -> None:
+        """Make the data directory as a streaming replica of `primary`."""
+        options = ["-R", "-X", "stream", "-c", "fast"]
+        self._run("pg_basebackup", *options, "-d", primary.dsn, "-D", str(self._data))
+        for path in self._data.glob(".s.PGSQL.*"):  # the primary's socket is in its data directory
+            path.unlink()
+        with (self._data / "postgresql.auto.conf").open("a") as file:
+            file.write(
+                f"unix_socket_directories = '{self._data}'\nport = {self._port}\n{self._listening}\n"
+            )
+
     def start(self) -> None:
         """Start, and wait until it answers."""
         deadline = time.monotonic() + PATIENCE
@@ -120,10 +131,12 @@ class OwnServer:
 
 
 @contextlib.contextmanager
-def own_server(*, tcp: bool = False, folder: Path | None = None) -> Iterator[OwnServer]:
+def own_server(
+    *, tcp: bool = False, folder: Path | None = None, primary: OwnServer | None = None
+) -> Iterator[OwnServer]:
     """A fresh server, its data in `folder`, stopped and removed at the end; with `tcp` it listens on 127.0.0.1 too.
 
-    Raises NoOwnServerError.
+    With `primary` it is a streaming replica of that one. Raises NoOwnServerError.
     """
     try:
         # it warns where the environment lacks a runtime directory, and then does without
@@ -144,7 +157,10 @@ def own_server(*, tcp: bool = False, folder: Path | None = None) -> Iterator[Own
     port = _free_port() if tcp else None
     server = OwnServer(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION], data, user, port)
     try:
-        server.create()
+        if primary is None:
+            server.create()
+        else:
+            server.copy(primary)
         server.start()
         yield server
     finally:
