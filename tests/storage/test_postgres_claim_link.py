@@ -115,6 +115,29 @@ async def test_a_server_that_gives_no_more_connections_is_asked_rarely(
     assert 5 <= tries <= 8  # after 1, 2, 4, ... 60 seconds
 
 
+async def test_arguments_that_fail_count_as_a_server_that_does(database_url: str) -> None:
+    """A pool may ask a vault for its password, which may be down."""
+    tries, down = 0, False
+
+    def arguments() -> dict[str, Any]:
+        nonlocal tries
+        tries += down
+        if down:
+            raise LookupError("the vault is sealed")
+        return {}
+
+    async with PostgresEngine.opened(database_url, kwargs=arguments) as engine:
+        runner = await asyncio.to_thread(engine.runner)
+        await engine.storage.enqueue(mails(10))
+        down = True
+        for _ in range(10):
+            assert len(await runner.take(1)) == 1
+            await asyncio.sleep(0)
+        assert tries == 1  # not with every claim
+        assert link(engine)._making is None
+        down = False
+
+
 async def test_it_is_set_up_for_claims(engine: PostgresEngine) -> None:
     """How claims are planned is a setting of the connection."""
     await engine.runner().take(1)
