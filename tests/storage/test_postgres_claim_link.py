@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.running import eventually
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mails
-from workers.errors import StorageUnavailableError
+from workers.errors import StorageRejectedError, StorageUnavailableError
 from workers.storage.postgres.claim_link import CLAIM_PLANNER, ClaimLink
 
 #: Whether a connection's last statement was a claim, and whether one as the pool's are.
@@ -93,6 +93,23 @@ async def test_a_link_that_is_lost_is_made_again(engine: PostgresEngine) -> None
     engine.now += 2
     assert len(await runner.take(1)) == 1
     assert await made(engine) != pid
+
+
+async def test_a_migration_under_a_running_runner(engine: PostgresEngine) -> None:
+    """What is prepared on the link does not outlive it: one claim fails, no more."""
+    runner = engine.runner()
+    await engine.storage.enqueue(mails(4))
+    await runner.take(1)
+    await made(engine)
+    assert len(await runner.take(1)) == 1
+    engine.conn.execute("ALTER TABLE background_jobs ALTER COLUMN priority TYPE integer")
+    with pytest.raises(StorageRejectedError, match="cached plan"):
+        await runner.take(1)
+    assert len(await runner.take(1)) == 1
+    engine.now += 2
+    await runner.take(1)
+    await made(engine)
+    await runner.take(1)
 
 
 async def test_a_server_that_gives_no_more_connections_is_asked_rarely(

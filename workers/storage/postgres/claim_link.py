@@ -17,7 +17,6 @@ import psycopg
 from psycopg import errors
 from psycopg.rows import tuple_row
 
-from ...errors import StorageUnavailableError
 from .checkout import ATTEMPTS, STATEMENT_SECONDS, Checkout, settings, translated
 from .links import SETUP_SECONDS, AsyncLink
 
@@ -62,18 +61,17 @@ class ClaimLink:
             return await self._checkout.search(sql, params, planner=CLAIM_PLANNER)
         self._busy = True
         try:
-            return await _run(cursor, sql, params)
-        except (psycopg.Error, OSError, UnicodeError):
-            try:
-                with translated():
-                    raise
-            except StorageUnavailableError:
-                self._cursor = None
-                self._later()
-                cursor.connection.pgconn.finish()
-                raise
+            with translated():
+                return await _run(cursor, sql, params)
+        except BaseException:
+            # whatever it was: a new one may do, as where a migration changed what a prepared statement returns
+            self._cursor = None
+            self._later()
+            raise
         finally:
             self._busy = False
+            if self._cursor is not cursor:
+                cursor.connection.pgconn.finish()
 
     async def _make(self) -> None:
         try:
