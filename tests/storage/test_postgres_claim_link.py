@@ -95,6 +95,39 @@ async def test_a_link_that_is_lost_is_made_again(engine: PostgresEngine) -> None
     assert await made(engine) != pid
 
 
+async def test_it_makes_room_for_connections_that_are_needed(
+    engine: PostgresEngine, database_url: str
+) -> None:
+    """Where a role may have no more of them: for the listener, the session and transactional jobs."""
+    ((schema,),) = engine.conn.execute("SELECT current_schema()").fetchall()
+    role = f"of_{schema}"[:63]
+    engine.conn.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 3")
+    try:
+        for what in (f'SCHEMA "{schema}"', f'ALL TABLES IN SCHEMA "{schema}"'):
+            engine.conn.execute(f"GRANT ALL ON {what} TO {role}")
+        engine.conn.execute(f'GRANT ALL ON ALL SEQUENCES IN SCHEMA "{schema}" TO {role}')
+        url = connection_url(database_url, user=role, password="x")
+        async with PostgresEngine.opened(url, conn_url=database_url, max_size=1) as limited:
+            runner = limited.runner()
+            await limited.storage.enqueue(mails(3))
+            await runner.take(1)
+            pid = await made(limited)
+            listener = limited.storage.listener()
+            assert listener is not None
+            with pytest.raises(StorageUnavailableError, match="too many connections"):
+                await listener.open()
+            gone = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}"
+            await eventually(engine.conn, gone, [(0,)])
+            await listener.open()
+            limited.now += 30
+            assert len(await runner.take(1)) == 1
+            assert link(limited)._making is None  # not soon
+            await listener.close()
+    finally:
+        engine.conn.execute(f"DROP OWNED BY {role}")
+        engine.conn.execute(f"DROP ROLE {role}")
+
+
 async def test_a_migration_under_a_running_runner(engine: PostgresEngine) -> None:
     """What is prepared on the link does not outlive it: one claim fails, no more."""
     runner = engine.runner()
