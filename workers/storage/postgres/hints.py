@@ -57,6 +57,8 @@ class ScanHints:
         self._next: dict[
             int, int
         ] = {}  # priority -> position to start at; least recently used first
+        #: priority -> lowest position heard of since the scan that is on its way was planned, which may not have seen it
+        self._heard: dict[int, int] = {}
         self._history: deque[tuple[float, dict[int, int]]] = deque()
         self._next_trailing = 0.0
         self._next_thorough = 0.0
@@ -70,6 +72,7 @@ class ScanHints:
 
     def plan(self, now: float, *, thorough: bool = False) -> Plan:
         """How to scan now. One plan at a time: it is over when `claimed` was told, or when the next one is made."""
+        self._heard = {}
         if (
             thorough
             or self._owed
@@ -112,12 +115,15 @@ class ScanHints:
             # it stopped behind the hint, where more may wait
             last = jobs[-1][0].priority
             self._next[last] = ends[last]
+        for priority, position in self._heard.items():
+            self._next[priority] = min(position, self._next.get(priority, position))
         while len(self._next) > MAX_PRIORITIES:
             del self._next[next(iter(self._next))]
         return short and self._cut
 
     def noticed(self, priority: int, position: int) -> None:
         """Jobs of `priority` became available, the lowest at `position`."""
+        self._heard[priority] = min(position, self._heard.get(priority, position))
         hint = self._next.get(priority)
         if hint is None or position < hint:
             self._next[priority] = position
