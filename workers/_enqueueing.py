@@ -71,6 +71,10 @@ def encode_all(cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]]
             f"{cls.__qualname__}.enqueue_batch: call it on one class, the jobs' own, such as SendEmail.enqueue_batch(...); "
             "jobs of several classes need one call each"
         )
+    if not isinstance(jobs, list | tuple):
+        # what makes them may go on changing an object that it has handed out: each is written as it came
+        yield from _each(cls, jobs, 0)
+        return
     codec, rest, done = describe(cls).codec, iter(jobs), 0
     while block := list(islice(rest, _BLOCK)):
         alike = all(type(job) is cls for job in block)
@@ -80,10 +84,10 @@ def encode_all(cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]]
 
 
 def _each(
-    cls: type[BackgroundJob[Any]], block: list[BackgroundJob[Any]], first: int
+    cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]], first: int
 ) -> Iterator[str]:
     encode = describe(cls).codec.encode
-    for index, job in enumerate(block, first):
+    for index, job in enumerate(jobs, first):
         if type(job) is not cls:
             raise InvalidJobError(
                 f"jobs[{index}] is a {type(job).__qualname__}: a batch of {cls.__qualname__} takes exactly that class"

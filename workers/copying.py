@@ -22,9 +22,12 @@ __all__ = ["copy", "copy_async"]
 #: Rows in one message.
 _ROWS = 250
 
-#: When they are due, by the database's clock, as text in the session's own style; and where they will stand, at the lowest.
+#: When they are due, by the database's clock; and where they will stand, at the lowest. As text that every session reads the
+#: same: other styles than ISO name the time zone in a way that not every server understands, or takes for another one.
 _BEFORE = """
-SELECT workers_run_at(%(run_at)s::timestamptz, %(delay)s::float8)::text, nextval('background_jobs_position_seq')
+SELECT to_char(
+    workers_run_at(%(run_at)s::timestamptz, %(delay)s::float8) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"+00"'
+), nextval('background_jobs_position_seq')
 """
 _AFTER = "SELECT workers_notify(%(queue)s::text, %(priority)s::smallint, %(position)s::bigint)"
 

@@ -145,9 +145,14 @@ def test_a_pipeline_takes_the_batch(database_url: str, conn: psycopg.Connection)
     assert conn.execute(NUMBERS).fetchall() == [("0",), ("1",), ("2",)]
 
 
-def test_a_session_with_its_own_style_of_dates(database_url: str, conn: psycopg.Connection) -> None:
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "Asia/Kolkata", "Pacific/Guam"])
+@pytest.mark.parametrize("style", ["German", "SQL, DMY", "Postgres, MDY"])
+def test_a_session_with_its_own_style_of_dates(
+    database_url: str, conn: psycopg.Connection, style: str, zone: str
+) -> None:
+    """They write IST, which is India's time or Israel's, and ChST, which no server reads."""
     with psycopg.connect(database_url) as producer:
-        producer.execute("SET datestyle = 'German'; SET timezone = 'Asia/Tokyo'")
+        producer.execute(f"SET datestyle = '{style}'; SET timezone = '{zone}'")
         when = datetime(2999, 2, 3, 4, 5, 6, tzinfo=UTC)
         Load.enqueue_batch(producer, [Load(number=1)], return_ids=False, run_at=when)
     assert conn.execute("SELECT run_at FROM background_jobs").fetchall() == [(when,)]

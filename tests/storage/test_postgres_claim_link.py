@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.running import eventually
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mails
-from workers.errors import StorageUnavailableError
+from workers.errors import StorageRejectedError, StorageUnavailableError
 from workers.storage.postgres.claim_link import CLAIM_PLANNER, ClaimLink
 
 #: Whether a connection's last statement was a claim, and whether one as the pool's are.
@@ -95,6 +95,56 @@ async def test_a_link_that_is_lost_is_made_again(engine: PostgresEngine) -> None
     assert await made(engine) != pid
 
 
+async def test_it_makes_room_for_connections_that_are_needed(
+    engine: PostgresEngine, database_url: str
+) -> None:
+    """Where a role may have no more of them: for the listener, the session and transactional jobs."""
+    ((schema,),) = engine.conn.execute("SELECT current_schema()").fetchall()
+    role = f"of_{schema}"[:63]
+    engine.conn.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 3")
+    try:
+        for what in (f'SCHEMA "{schema}"', f'ALL TABLES IN SCHEMA "{schema}"'):
+            engine.conn.execute(f"GRANT ALL ON {what} TO {role}")
+        engine.conn.execute(f'GRANT ALL ON ALL SEQUENCES IN SCHEMA "{schema}" TO {role}')
+        url = connection_url(database_url, user=role, password="x")
+        async with PostgresEngine.opened(url, conn_url=database_url, max_size=1) as limited:
+            runner = limited.runner()
+            await limited.storage.enqueue(mails(3))
+            await runner.take(1)
+            pid = await made(limited)
+            listener = limited.storage.listener()
+            assert listener is not None
+            with pytest.raises(StorageUnavailableError, match="too many connections"):
+                await listener.open()
+            gone = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}"
+            await eventually(engine.conn, gone, [(0,)])
+            await listener.open()
+            limited.now += 30
+            assert len(await runner.take(1)) == 1
+            assert link(limited)._making is None  # not soon
+            await listener.close()
+    finally:
+        engine.conn.execute(f"DROP OWNED BY {role}")
+        engine.conn.execute(f"DROP ROLE {role}")
+
+
+async def test_a_migration_under_a_running_runner(engine: PostgresEngine) -> None:
+    """What is prepared on the link does not outlive it: one claim fails, no more."""
+    runner = engine.runner()
+    await engine.storage.enqueue(mails(4))
+    await runner.take(1)
+    await made(engine)
+    assert len(await runner.take(1)) == 1
+    engine.conn.execute("ALTER TABLE background_jobs ALTER COLUMN priority TYPE integer")
+    with pytest.raises(StorageRejectedError, match="cached plan"):
+        await runner.take(1)
+    assert len(await runner.take(1)) == 1
+    engine.now += 2
+    await runner.take(1)
+    await made(engine)
+    await runner.take(1)
+
+
 async def test_a_server_that_gives_no_more_connections_is_asked_rarely(
     engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +163,29 @@ async def test_a_server_that_gives_no_more_connections_is_asked_rarely(
         engine.now += 1
         await asyncio.sleep(0)
     assert 5 <= tries <= 8  # after 1, 2, 4, ... 60 seconds
+
+
+async def test_arguments_that_fail_count_as_a_server_that_does(database_url: str) -> None:
+    """A pool may ask a vault for its password, which may be down."""
+    tries, down = 0, False
+
+    def arguments() -> dict[str, Any]:
+        nonlocal tries
+        tries += down
+        if down:
+            raise LookupError("the vault is sealed")
+        return {}
+
+    async with PostgresEngine.opened(database_url, kwargs=arguments) as engine:
+        runner = await asyncio.to_thread(engine.runner)
+        await engine.storage.enqueue(mails(10))
+        down = True
+        for _ in range(10):
+            assert len(await runner.take(1)) == 1
+            await asyncio.sleep(0)
+        assert tries == 1  # not with every claim
+        assert link(engine)._making is None
+        down = False
 
 
 async def test_it_is_set_up_for_claims(engine: PostgresEngine) -> None:

@@ -33,6 +33,7 @@ class Store:
         self.asked: list[tuple[str, int, int]] = []
         self.limits: list[int] = []
         self.answers: list[Sequence[int] | Exception] = []
+        self.complete = True
         self.gate = asyncio.Event()
         self.gate.set()
         self.news = asyncio.Condition()
@@ -51,7 +52,7 @@ class Store:
             raise answer
         token = request.token
         jobs = [ClaimedJob(i, "mail", "default", 0, "{}", 0, 0, False, token) for i in answer]
-        return Claimed(jobs, complete=True)
+        return Claimed(jobs, complete=self.complete)
 
     async def release_claim(self, session: int, token: int) -> int:
         await self.note("release", session, token)
@@ -94,6 +95,13 @@ class Bench:
 @pytest.fixture
 async def bench() -> Bench:
     return Bench()
+
+
+async def test_a_session_that_is_not_alive_finds_no_queue_empty(bench: Bench) -> None:
+    """A process that stood still may have lost it since it looked last."""
+    assert await bench.claimer.claim(1, thorough=True) == 0
+    bench.store.complete = False
+    assert await bench.claimer.claim(1, thorough=True) == -1
 
 
 async def test_a_claim_whose_reply_was_lost_is_given_back_before_the_next(bench: Bench) -> None:

@@ -94,6 +94,25 @@ async def test_a_batch_is_one_call() -> None:
     assert await Unique.enqueue_batch(store, []) == []
 
 
+async def test_what_makes_jobs_may_use_its_objects_again() -> None:
+    """Each is written as it was when it came."""
+
+    class Chunk(Quiet):
+        numbers: list[int]
+
+    def chunks() -> Iterator[Chunk]:
+        numbers: list[int] = []
+        chunk = Chunk(numbers=numbers)
+        for number in range(3):
+            numbers.append(number)
+            yield chunk
+            numbers.clear()
+
+    store = new_store()
+    await Chunk.enqueue_batch(store, chunks())
+    assert [job.data for job in store.jobs] == [f'{{"numbers":[{number}]}}' for number in range(3)]
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"run_at": datetime(2999, 1, 1)}, "run_at has no time zone"),
     ({"run_at": "tomorrow"}, "run_at is a str: use an aware datetime"),

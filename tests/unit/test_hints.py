@@ -100,6 +100,16 @@ def test_a_notification_below_the_hint_pulls_it_back(claims: Claims) -> None:
     assert claims.scan()[0] == Plan(ScanKind.HINTED, [5, 0], [2, 5])
 
 
+def test_a_notification_during_a_scan_pulls_back_where_that_ends(claims: Claims) -> None:
+    """Rule 11: it is of a commit that the scan may not have seen, though it looked there."""
+    plan = claims.hints.plan(claims.now)
+    assert plan.positions == [10, 5]
+    claims.hints.noticed(0, 7)
+    claims.hints.claimed(plan, jobs(6, 8), 10, claims.now, TOOK)
+    assert claims.scan(*jobs(7))[0].positions == [10, 7]
+    assert claims.scan()[0].positions == [10, 8], "once"
+
+
 def test_a_notification_makes_a_priority_known(claims: Claims) -> None:
     """Rule 10: known priorities come from notifications too."""
     claims.hints.noticed(-7, 40)

@@ -121,9 +121,40 @@ async def test_once_a_lease_the_difference_goes_back(bench: Bench) -> None:
     bench.link.ledger.news += 1
     for _ in range(3):
         bench.keeper._now_and_then()
+    assert (bench.link.asked, bench.link.released) == (1, [Guard(5, 99)])
+    bench.link.stored = {}
+    for _ in range(3):
+        bench.keeper._next_reconcile = 0.0
+        bench.keeper._now_and_then()
+    assert bench.link.asked == 2, "once more, to see that all went back"
+
+
+async def test_an_idle_runner_that_lost_a_claim_once_goes_on_asking(bench: Bench) -> None:
+    """Rule 2: a statement that is held up on its way may land any time later, and nothing else would find its jobs."""
+    bench.link.ledger.lost(bench.link.ledger.begin_claim(), time.monotonic() - 5000)
+    for _ in range(2):
+        bench.keeper._next_reconcile = 0.0
+        bench.keeper._now_and_then()
+    assert bench.link.asked == 2
+    bench.link.stored = {1: [5]}
     bench.keeper._next_reconcile = 0.0
     bench.keeper._now_and_then()
-    assert (bench.link.asked, bench.link.released) == (1, [Guard(5, 99)]), "once is enough"
+    assert bench.link.released == [Guard(5, 1)]
+
+
+async def test_what_could_not_be_given_back_is_tried_again(bench: Bench) -> None:
+    """Rule 2: a deduplicated job may have to stay, for the transaction that is just enqueueing an identical one."""
+    bench.link.stored = {99: [5]}
+    bench.link.ledger.news += 1
+    for _ in range(2):
+        bench.keeper._next_reconcile = 0.0
+        bench.keeper._now_and_then()
+    assert bench.link.released == [Guard(5, 99)] * 2
+    bench.link.stored = {}
+    for _ in range(2):
+        bench.keeper._next_reconcile = 0.0
+        bench.keeper._now_and_then()
+    assert bench.link.asked == 3
 
 
 async def test_after_a_lost_claim_the_store_is_asked_each_time(bench: Bench) -> None:

@@ -112,12 +112,16 @@ class Claimer:
             await self._wait(next_poll - now, queue)
 
     async def claim(self, limit: int, *, thorough: bool = False) -> int:
-        """One claim of ordinary jobs. Returns how many came; -1 when it could not be made."""
+        """One claim of ordinary jobs. Returns how many came; -1 when it could not be made, or none came although some may
+        be there."""
         claimed = await self._take(limit, Scan(thorough=thorough))
         if claimed is None:
             return -1
         if claimed.more:
             self._more = True
+        if thorough and not claimed.jobs and not claimed.complete:
+            # the session was taken for dead: what waits is for others, or for the next one
+            return -1
         return len(claimed.jobs)
 
     async def claim_suspect(self) -> int:

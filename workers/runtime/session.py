@@ -197,10 +197,10 @@ class SessionKeeper:
     def _now_and_then(self) -> None:
         now = time.monotonic()
         # a claim that was given up may land long after its connection is gone
-        # (of an idle runner the store knows no more than it did the last time)
-        news = self._ledger.news
-        if (now >= self._next_reconcile and news != self._reconciled) or (
-            now < self._ledger.lost_at + self._request.lease
+        # (of an idle runner that never lost one the store knows no more than it did the last time)
+        news, lost_at = self._ledger.news, self._ledger.lost_at
+        if now < lost_at + self._request.lease or (
+            now >= self._next_reconcile and (news != self._reconciled or lost_at > -math.inf)
         ):
             self._next_reconcile = now + self._request.lease
             # the order matters: what is claimed after this line is not in `claims`
@@ -210,7 +210,8 @@ class SessionKeeper:
                 logger.warning(
                     "gave back %d jobs that this runner held without knowing", len(orphans)
                 )
-            self._reconciled = news
+            if not orphans:  # one that had to stay behind a lock is tried again
+                self._reconciled = news
 
     def _recover(self) -> None:
         """Get the link back, however long it takes."""

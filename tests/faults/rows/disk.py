@@ -42,6 +42,11 @@ def disk_full(bench: Bench) -> Found:
         bench.history() as history,
         bench.workers(url, history) as workers,
     ):
+        with psycopg.connect(server.dsn, autocommit=True) as conn:
+            conn.execute(
+                "ALTER SYSTEM SET max_wal_size = '64MB'"
+            )  # not the log is to fill the disk
+            conn.execute("SELECT pg_reload_conf()")
         for _ in range(2):
             workers.start("brief").ready()
         ids: list[int | None] = []
@@ -64,6 +69,8 @@ def disk_full(bench: Bench) -> Found:
                 _PATIENCE,
             )
             found.recovered(time.monotonic() - freed)
+            with psycopg.connect(server.dsn, autocommit=True) as conn:
+                conn.execute("CHECKPOINT")
         eventually(lambda: _rows(url) == 0, _PATIENCE)
         verdict = check(history.events(), ids)
         if len(verdict.unexpected) <= unknown:  # enqueues whose outcome nobody was told

@@ -19,8 +19,8 @@ from workers.failpoints import POINTS
 _TYPES = "brief,effect,effect_in_thread,flaky"
 _KINDS: tuple[Any, ...] = (Brief, Effect, EffectInThread, Flaky)
 _WORKERS = 4
-#: Passed once in the life of a process.
-_ONCE = ("session opened", "release", "released")
+#: Passed once in the life of a process; or too rarely, as all who could be rescued die soon.
+_ONCE = ("session opened", "release", "released", "rescue", "rescued", "rescued all")
 #: Jobs that a process can have finished without having written so.
 _IN_FLIGHT = 50
 #: Jobs of each kind that are there at least: no process is to wait in vain for something to die of.

@@ -11,17 +11,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
 from psycopg.rows import tuple_row
 
-from ...errors import StorageUnavailableError
 from .checkout import ATTEMPTS, STATEMENT_SECONDS, Checkout, settings, translated
 from .links import SETUP_SECONDS, AsyncLink
 
 __all__ = ["CLAIM_PLANNER", "ClaimLink"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("workers")
 
@@ -50,6 +51,7 @@ class ClaimLink:
         self._clock = clock
         self._cursor: psycopg.AsyncCursor[tuple[Any, ...]] | None = None
         self._making: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._busy = False
         self._again_at, self._again_in = float("-inf"), _AGAIN_FIRST
 
@@ -58,22 +60,23 @@ class ClaimLink:
         cursor = self._cursor
         if cursor is None or self._busy:
             if cursor is None and self._making is None and self._clock() >= self._again_at:
+                self._loop = asyncio.get_running_loop()
                 self._making = asyncio.create_task(self._make())
             return await self._checkout.search(sql, params, planner=CLAIM_PLANNER)
         self._busy = True
         try:
-            return await _run(cursor, sql, params)
-        except (psycopg.Error, OSError, UnicodeError):
-            try:
-                with translated():
-                    raise
-            except StorageUnavailableError:
+            with translated():
+                return await _run(cursor, sql, params)
+        except BaseException:
+            # whatever it was: a new one may do, as where a migration changed what a prepared statement returns
+            if self._cursor is cursor:
                 self._cursor = None
                 self._later()
-                cursor.connection.pgconn.finish()
-                raise
+            raise
         finally:
             self._busy = False
+            if self._cursor is not cursor:
+                cursor.connection.pgconn.finish()
 
     async def _make(self) -> None:
         try:
@@ -101,6 +104,49 @@ class ClaimLink:
     def _later(self) -> None:
         self._again_at = self._clock() + self._again_in
         self._again_in = min(_AGAIN_MOST, 2 * self._again_in)
+
+    def giving_way(self, connect: Callable[[], T]) -> Callable[[], T]:
+        """`connect`, for connections that are needed more: where it is refused, this one makes room for the next try."""
+
+        def connected() -> T:
+            try:
+                return connect()
+            except psycopg.OperationalError:
+                self._give_way()
+                raise
+
+        return connected
+
+    def giving_way_async(
+        self, connect: Callable[[], Awaitable[AsyncLink]]
+    ) -> Callable[[], Awaitable[AsyncLink]]:
+        """The same for an asynchronous one."""
+
+        async def connected() -> AsyncLink:
+            try:
+                return await connect()
+            except psycopg.OperationalError:
+                self._give_way()
+                raise
+
+        return connected
+
+    def _give_way(self) -> None:
+        """From any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self._gave_way)
+
+    def _gave_way(self) -> None:
+        making, self._making = self._making, None
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None or making is not None:
+            self._again_in = _AGAIN_MOST
+            self._later()
+        if making is not None:
+            making.cancel()
+        if cursor is not None and not self._busy:  # else when it has done its claim
+            cursor.connection.pgconn.finish()
 
     async def close(self) -> None:
         """Close the connection. There are no claims any more."""

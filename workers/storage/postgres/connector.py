@@ -95,8 +95,15 @@ class Connector:
     async def _resolve(self) -> tuple[str, dict[str, Any]]:
         values = []
         for value in (self._pool.conninfo, self._pool.kwargs):
-            result = value() if callable(value) else value
-            values.append(await result if inspect.isawaitable(result) else result)
+            try:
+                result = value() if callable(value) else value
+                values.append(await result if inspect.isawaitable(result) else result)
+            except (
+                Exception
+            ) as error:  # a password's vault that is down is as good as a server that is
+                raise psycopg.OperationalError(
+                    f"the pool's own arguments can't be had: {error!r}"
+                ) from error
         return _prepared(*values)
 
     async def _configure(self, link: AsyncLink) -> None:

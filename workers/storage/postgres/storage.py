@@ -88,7 +88,10 @@ class PostgresStorage:
         self._clock = (
             clock  # for scan hints and for patience with other sessions, never for what is stored
         )
-        self._transactions = TransactionConnections(connector.connect, connector.connect_async)
+        # a runner can do without the connection for claims, but not without these
+        self._connect = self._claim_link.giving_way(connector.connect)
+        self._connect_async = self._claim_link.giving_way_async(connector.connect_async)
+        self._transactions = TransactionConnections(self._connect, self._connect_async)
 
     async def open(self) -> None:
         """Open the pool where it is not.
@@ -247,8 +250,8 @@ class PostgresStorage:
 
     def control(self) -> Control:
         """The link of the control thread, on a connection of its own."""
-        return PostgresControl(self._connector.connect, self._clock)
+        return PostgresControl(self._connect, self._clock)
 
     def listener(self) -> Listener | None:
         """The LISTEN connection, or None when it was switched off."""
-        return PostgresListener(self._connector.connect_async) if self._listen else None
+        return PostgresListener(self._connect_async) if self._listen else None
