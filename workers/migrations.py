@@ -49,6 +49,13 @@ CREATE TABLE workers_migrations (
     applied_at timestamptz NOT NULL DEFAULT now()
 )"""
 VERSIONS = "SELECT version FROM workers_migrations"
+# New objects are to belong to whom the others do: `workers migrate --roles` gives them to a group whose members migrate.
+ACT_AS_OWNER = """\
+SELECT current_setting('role'), set_config('role', tableowner, true)
+FROM pg_tables
+WHERE schemaname = current_schema() AND tablename = 'workers_migrations'
+    AND tableowner <> current_user AND pg_has_role(tableowner, 'MEMBER')"""
+ACT_AS_BEFORE = "SELECT set_config('role', %s, true)"
 RECORD = "INSERT INTO workers_migrations (version, name) VALUES (%s, %s)"
 
 
@@ -110,9 +117,12 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
         yield CREATE_TABLE, None
     applied = {version for (version,) in (yield VERSIONS, None)}
     pending = [m for m in _load() if m.version not in applied]
+    before = (yield ACT_AS_OWNER, None) if pending else []
     for migration in pending:
         yield migration.sql, None
         yield RECORD, (migration.version, migration.name)
+    for role, _ in before:
+        yield ACT_AS_BEFORE, (role,)
     return [m.name for m in pending]
 
 

@@ -89,7 +89,9 @@ def test_a_good_payload_comes_back(payload: dict[str, Any]) -> None:
 
 def test_a_block_of_good_payloads_is_what_each_is_alone() -> None:
     """Or it is left to be asked one by one."""
-    plain = [Job(text=f"job {number}", number=number, flags={"shiny": True}) for number in range(300)]
+    plain = [
+        Job(text=f"job {number}", number=number, flags={"shiny": True}) for number in range(300)
+    ]
     assert codec.encode_block(plain) is None, "their defaults have null"
     lean = Codec(Lean, "lean")
     jobs = [Lean(text=f"tab\t line\n é {number}", deep=[[number]] * 60) for number in range(300)]

@@ -45,6 +45,7 @@ LAYERS = {
     "storage.postgres": ENGINES,
     "storage.memory": ENGINES,
     "migrations": ENGINES,
+    "roles": ENGINES,
     "runtime": RUNTIME,
     "handle": RUNTIME,
     "runner": RUNTIME,
