@@ -15,7 +15,7 @@ from .config import check_name
 from .errors import ConfigurationError, MigrationError
 from .migrations import LOCK, SCHEMA_OID, Steps, Target, migration_file, run_steps
 
-__all__ = ["PREFIX", "apply_roles", "roles_sql"]
+__all__ = ["PREFIX", "apply_roles", "role_names", "roles_sql"]
 
 PREFIX = "workers"
 #: A role's name has 63 bytes, of which "_migrator" takes 9. PostgreSQL would cut it off, and two prefixes meet.
@@ -78,18 +78,19 @@ def apply_roles(target: Target, prefix: str = PREFIX) -> list[str] | Awaitable[l
     Returns the names of the roles. Raises MigrationError, with what to do, where the user may not, or the schema is not
     safe; ConfigurationError for a prefix that can't be one; psycopg.Error.
     """
-    names = _names(prefix)
+    names = role_names(prefix)
     return run_steps(target, partial(_apply, prefix, names))
 
 
 def roles_sql(prefix: str = PREFIX) -> str:
     """Return the SQL of `apply_roles`, for a database that is managed by other tools."""
-    _names(prefix)
+    role_names(prefix)
     setting = f"SELECT set_config('workers.role_prefix', '{prefix}', false);\n"
     return f"-- roles\n\n{setting}\n{migration_file('roles.sql').decode()}"
 
 
-def _names(prefix: str) -> list[str]:
+def role_names(prefix: str) -> list[str]:
+    """The names of the four roles. Raises ConfigurationError."""
     check_name("the prefix of roles", prefix)
     if len(prefix) > _LONGEST:
         raise ConfigurationError(f"the prefix of roles is too long: at most {_LONGEST} characters")

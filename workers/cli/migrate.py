@@ -49,14 +49,14 @@ def migrate(database_url: str | None, sql: bool, prefix: str | None) -> None:
         if prefix is not None:
             click.echo("\n" + roles.roles_sql(prefix), nl=False)
         return
-    made: list[str] = []
+    if prefix is not None:
+        roles.role_names(prefix)  # before anything is done
     with connect(require(database_url)) as conn:
         applied = migrations.migrate(conn)
+        for name in applied:
+            click.echo(f"applied {name}")
+        if not applied:
+            click.echo("nothing to do: the tables are up to date")
         if prefix is not None:
-            made = roles.apply_roles(conn, prefix)
-    for name in applied:
-        click.echo(f"applied {name}")
-    if not applied:
-        click.echo("nothing to do: the tables are up to date")
-    if made:
-        click.echo(f"rights are up to date: grant one of {', '.join(made)} to each user")
+            made = ", ".join(roles.apply_roles(conn, prefix))
+            click.echo(f"rights are up to date: grant one of {made} to each user")
