@@ -165,6 +165,31 @@ CREATE FUNCTION workers_dedup_key(job_type text, data jsonb, priority smallint) 
     SELECT sha256(convert_to(job_type || chr(31) || priority || chr(31) || data::text, 'UTF8'))
 $$;
 
+-- What each enqueue function refuses, by itself: it runs as its owner, for callers who may do nothing else. Depth is looked for
+-- only where there are more than 100 brackets. The names' pattern is that of workers/config.py, the bounds are codec.py's.
+CREATE FUNCTION workers_check_jobs(job_type text, queue text, data text[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF $1 IS NULL OR $1 COLLATE "C" !~ '^[A-Za-z0-9_.:-]{1,100}$' THEN
+        RAISE 'workers: job_type must be 1 to 100 letters, digits or _ . : -' USING ERRCODE = 'check_violation';
+    ELSIF $2 COLLATE "C" !~ '^[A-Za-z0-9_.:-]{1,100}$' THEN
+        RAISE 'workers: queue must be 1 to 100 letters, digits or _ . : -' USING ERRCODE = 'check_violation';
+    ELSIF EXISTS (SELECT FROM unnest($3) AS given WHERE octet_length(given) > 1048576) THEN
+        RAISE 'workers: data is over 1 MiB; store it elsewhere and pass a reference' USING ERRCODE = 'check_violation';
+    ELSIF EXISTS (
+        SELECT FROM unnest($3) AS given
+        WHERE CASE WHEN left(given, 1) = '{' THEN false ELSE given IS NULL OR given COLLATE "C" !~ '^[[:space:]]*[{]' END
+    ) THEN
+        RAISE 'workers: data must be a JSON object' USING ERRCODE = 'check_violation';
+    ELSIF EXISTS (
+        SELECT FROM unnest($3) AS given
+        WHERE CASE WHEN octet_length(given) <= 200 OR length(given) - length(translate(given, '{[', '')) <= 100 THEN false
+            ELSE jsonb_path_exists(given::jsonb, 'strict $.**{100} ? (@.type() == "object" || @.type() == "array")') END
+    ) THEN
+        RAISE 'workers: data is nested deeper than 100 levels' USING ERRCODE = 'check_violation';
+    END IF;
+END
+$$;
+
 -- Jobs of which an identical one may wait. For each of `data`, in order, its id, or NULL where an identical job waits.
 --
 -- A unique index alone would lose work: T1 changes data and enqueues, is told that an identical job waits, a worker runs
@@ -182,6 +207,7 @@ DECLARE
     lowest    bigint;
     last_key  bytea;
 BEGIN
+    PERFORM workers_check_jobs($1, $4, $2);
     SELECT array_agg(nextval('background_jobs_id_seq')), array_agg(nextval('background_jobs_position_seq'))
     INTO ids, positions FROM generate_series(1, cardinality($2));
     FOR item IN
@@ -223,15 +249,7 @@ DECLARE
     due timestamptz := workers_run_at($5, extract(epoch FROM $6));
     new bigint;
 BEGIN
-    IF $1 IS NULL OR $1 !~ '^[A-Za-z0-9_.:-]{1,100}$' THEN
-        RAISE 'workers: job_type must be 1 to 100 letters, digits or _ . : -' USING ERRCODE = 'check_violation';
-    ELSIF $3 !~ '^[A-Za-z0-9_.:-]{1,100}$' THEN
-        RAISE 'workers: queue must be 1 to 100 letters, digits or _ . : -' USING ERRCODE = 'check_violation';
-    ELSIF $2 IS NULL OR jsonb_typeof($2) <> 'object' THEN
-        RAISE 'workers: data must be a JSON object' USING ERRCODE = 'check_violation';
-    ELSIF octet_length($2::text) > 1048576 THEN
-        RAISE 'workers: data is over 1 MiB; store it elsewhere and pass a reference' USING ERRCODE = 'check_violation';
-    ELSIF $4 IS NULL OR $4 NOT BETWEEN -32768 AND 32767 THEN
+    IF $4 IS NULL OR $4 NOT BETWEEN -32768 AND 32767 THEN
         RAISE 'workers: priority must be between -32768 and 32767' USING ERRCODE = 'check_violation';
     ELSIF $5 IS NOT NULL AND $6 IS NOT NULL THEN
         RAISE 'workers: give run_at or delay, not both' USING ERRCODE = 'check_violation';
@@ -240,6 +258,7 @@ BEGIN
         SELECT enqueued.id INTO new
         FROM workers_enqueue_deduplicated($1, ARRAY[$2::text], $4::smallint, $3, due) AS enqueued;
     ELSE
+        PERFORM workers_check_jobs($1, $3, ARRAY[$2::text]);
         INSERT INTO background_jobs AS job (job_type, data, priority, queue, run_at)
         VALUES ($1, $2, $4, $3, due)
         RETURNING job.id INTO new;
@@ -275,3 +294,26 @@ BEGIN
     RETURN deleted;
 END
 $$;
+
+-- --------------------------------------------------------------------------------------------------------------- rights
+-- Whoever may enqueue need not be able to read: these two run as their owner. What they name is looked for in this schema
+-- alone, whatever the caller's search_path says, and in the caller's temporary tables last.
+DO $$
+BEGIN
+    EXECUTE format(
+        'ALTER FUNCTION workers_enqueue(text, jsonb, text, integer, timestamptz, interval, boolean)
+            SECURITY DEFINER SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format(
+        'ALTER FUNCTION workers_enqueue_deduplicated(text, text[], smallint, text, timestamptz)
+            SECURITY DEFINER SET search_path = %I, pg_temp', current_schema());
+END
+$$;
+
+-- By default everybody may call a function. These are for whoever works with the tables: see roles.sql.
+REVOKE EXECUTE ON FUNCTION
+    workers_channel(), workers_lock_class(), workers_notify(text, smallint, bigint),
+    workers_run_at(timestamptz, double precision), workers_dedup_key(text, jsonb, smallint),
+    workers_check_jobs(text, text, text[]), workers_enqueue_deduplicated(text, text[], smallint, text, timestamptz),
+    workers_enqueue(text, jsonb, text, integer, timestamptz, interval, boolean),
+    workers_complete(bigint, bigint[], bigint[], bigint[])
+FROM PUBLIC;

@@ -23,6 +23,7 @@ from .errors import (
 from .handle import RunnerHandle, RunnerThread
 from .job import ClaimedJob, JobRecord, JobState, Priority
 from .migrations import migrate
+from .roles import apply_roles
 from .runner import Runner
 from .sentry import install as _install_sentry
 
@@ -60,6 +61,7 @@ __all__ = [
     "StorageUnavailableError",
     "UnsupportedConnectionError",
     "WorkersError",
+    "apply_roles",
     "current_job",
     "migrate",
 ]

@@ -20,7 +20,15 @@ from psycopg.rows import tuple_row
 from .dsn import read_dsn
 from .errors import MigrationError, UnsupportedConnectionError
 
-__all__ = ["check_migrations", "migrate", "migrations_sql"]
+__all__ = [
+    "Steps",
+    "Target",
+    "check_migrations",
+    "migrate",
+    "migration_file",
+    "migrations_sql",
+    "run_steps",
+]
 
 T = TypeVar("T")
 Target: TypeAlias = str | psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
@@ -41,6 +49,13 @@ CREATE TABLE workers_migrations (
     applied_at timestamptz NOT NULL DEFAULT now()
 )"""
 VERSIONS = "SELECT version FROM workers_migrations"
+# New objects are to belong to whom the others do: `workers migrate --roles` gives them to a group whose members migrate.
+ACT_AS_OWNER = """\
+SELECT current_setting('role'), set_config('role', tableowner, true)
+FROM pg_tables
+WHERE schemaname = current_schema() AND tablename = 'workers_migrations'
+    AND tableowner <> current_user AND pg_has_role(tableowner, 'MEMBER')"""
+ACT_AS_BEFORE = "SELECT set_config('role', %s, true)"
 RECORD = "INSERT INTO workers_migrations (version, name) VALUES (%s, %s)"
 
 
@@ -66,7 +81,7 @@ def migrate(target: Target) -> list[str] | Awaitable[list[str]]:
     Raises MigrationError when the connection has no current schema, ConfigurationError for a DSN that can't be read, and
     psycopg.Error.
     """
-    return _run(target, _migrate)
+    return run_steps(target, _migrate)
 
 
 @overload
@@ -75,7 +90,7 @@ def check_migrations(target: str | psycopg.Connection[Any]) -> None: ...
 def check_migrations(target: psycopg.AsyncConnection[Any]) -> Awaitable[None]: ...
 def check_migrations(target: Target) -> Awaitable[None] | None:
     """Raise MigrationError unless the current schema of `target` is at exactly this library's version."""
-    return _run(target, _check)
+    return run_steps(target, _check)
 
 
 def migrations_sql() -> str:
@@ -102,9 +117,12 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
         yield CREATE_TABLE, None
     applied = {version for (version,) in (yield VERSIONS, None)}
     pending = [m for m in _load() if m.version not in applied]
+    before = (yield ACT_AS_OWNER, None) if pending else []
     for migration in pending:
         yield migration.sql, None
         yield RECORD, (migration.version, migration.name)
+    for role, _ in before:
+        yield ACT_AS_BEFORE, (role,)
     return [m.name for m in pending]
 
 
@@ -121,16 +139,24 @@ def _check(_own_transaction: bool) -> Steps[None]:
         )
 
 
+def migration_file(name: str) -> bytes:
+    """What the file `name` beside the migrations says."""
+    return (_folder() / name).read_bytes()
+
+
 def _load() -> list[Migration]:
-    """Read the migrations, oldest first, from the wheel or, when installed editable, the repository."""
+    """Read the migrations, oldest first."""
+    names = sorted(f.name for f in _folder().iterdir() if re.fullmatch(r"\d{4}_\w+\.sql", f.name))
+    return [Migration(int(n[:4]), n.removesuffix(".sql"), migration_file(n)) for n in names]
+
+
+def _folder() -> Traversable:
+    """In the wheel or, when installed editable, the repository."""
     found: Traversable = files("workers") / "migrations"
-    if not found.is_dir():
-        found = Path(__file__).parents[1] / "migrations"
-    names = sorted(f.name for f in found.iterdir() if re.fullmatch(r"\d{4}_\w+\.sql", f.name))
-    return [Migration(int(n[:4]), n.removesuffix(".sql"), (found / n).read_bytes()) for n in names]
+    return found if found.is_dir() else Path(__file__).parents[1] / "migrations"
 
 
-def _run(target: object, plan: Callable[[bool], Steps[T]]) -> T | Awaitable[T]:
+def run_steps(target: object, plan: Callable[[bool], Steps[T]]) -> T | Awaitable[T]:
     match target:
         case str() | None:
             with psycopg.connect(read_dsn(target)) as conn:

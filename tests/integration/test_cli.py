@@ -11,8 +11,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.helpers.role_users import ROLES, dropped_roles
 from tests.helpers.shop import SECRET, Asks, Shop, Waits, opened_shop
 from workers import migrations
+from workers.roles import roles_sql
 
 
 @pytest.fixture
@@ -35,6 +37,33 @@ def test_migrate_lists_what_it_applied(shop: Shop, raw_database_url: str) -> Non
 
 def test_sql_needs_no_database(shop: Shop) -> None:
     assert shop.call("migrate", "--sql") == (0, migrations.migrations_sql(), "")
+
+
+def test_roles_are_made_after_the_tables(
+    shop: Shop, raw_database_url: str, admin: psycopg.Connection
+) -> None:
+    with dropped_roles(admin) as prefix:
+        for first in (True, False):
+            code, out, err = shop.call("migrate", "--roles", prefix, DATABASE_URL=raw_database_url)
+            assert (code, err, out.startswith("applied")) == (0, "", first)
+            names = ", ".join(f"{prefix}_{role}" for role in ROLES)
+            assert out.endswith(f"rights are up to date: grant one of {names} to each user\n")
+
+
+def test_roles_as_sql(shop: Shop) -> None:
+    ended = shop.invoke("migrate", "--sql", "--roles")
+    assert ended.out == migrations.migrations_sql() + "\n" + roles_sql("workers")
+    assert roles_sql("shop") in shop.invoke("migrate", "--sql", "--roles", "shop").out
+
+
+def test_a_prefix_that_can_not_be_one(shop: Shop, raw_database_url: str) -> None:
+    code, out, err = shop.invoke("migrate", "--roles", "no such", DATABASE_URL=raw_database_url)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "the prefix of roles is 'no such'" in err
+
+
+def test_help_teaches_how_to_grant(shop: Shop) -> None:
+    assert "GRANT workers_enqueue TO web_app" in shop.invoke("migrate", "--help").out
 
 
 def test_embedded_server_lasts_as_long_as_the_command(shop: Shop) -> None:

@@ -47,10 +47,10 @@ async def test_enqueue_wakes(engine: Engine, ear: Ear) -> None:
     first = await ear.hear()
     assert first is not None
     assert (first.queue, first.priority) == ("default", 4)
-    await engine.storage.enqueue([mail(9, queue="a queue", deduplicated=True)])
+    await engine.storage.enqueue([mail(9, queue="a.queue", deduplicated=True)])
     second = await ear.hear()
     assert second is not None
-    assert (second.queue, second.priority) == ("a queue", 0)
+    assert (second.queue, second.priority) == ("a.queue", 0)
     assert second.position >= first.position + 3
 
 

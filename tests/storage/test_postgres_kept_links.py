@@ -243,6 +243,7 @@ async def test_a_role_that_the_connection_began_with_is_kept(
     grant = (
         "GRANT ALL ON ALL TABLES IN SCHEMA {0} TO pg_monitor;"
         "GRANT ALL ON ALL SEQUENCES IN SCHEMA {0} TO pg_monitor;"
+        "GRANT ALL ON ALL FUNCTIONS IN SCHEMA {0} TO pg_monitor;"
         "GRANT USAGE ON SCHEMA {0} TO pg_monitor"
     )
     with psycopg.connect(database_url, autocommit=True) as conn:

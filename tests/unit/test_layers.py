@@ -46,6 +46,7 @@ LAYERS = {
     "storage.postgres": ENGINES,
     "storage.memory": ENGINES,
     "migrations": ENGINES,
+    "roles": ENGINES,
     "runtime": RUNTIME,
     "handle": RUNTIME,
     "runner": RUNTIME,

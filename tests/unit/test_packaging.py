@@ -64,5 +64,5 @@ def test_version_is_the_distributions() -> None:
 def test_editable_install_reads_the_migrations_of_the_repository() -> None:
     from workers import migrations
 
-    in_repository = {path.stem: path.read_bytes() for path in (ROOT / "migrations").glob("*.sql")}
+    in_repository = {path.stem: path.read_bytes() for path in (ROOT / "migrations").glob("0*.sql")}
     assert {m.name: m.sql for m in migrations._load()} == in_repository

@@ -1,11 +1,12 @@
 -- One ordinary job that may have to wait for its time. One that is due at once after all is announced.
-WITH job AS (
+WITH due AS MATERIALIZED (
+    SELECT workers_run_at(%(run_at)s::timestamptz, %(delay)s::float8) AS run_at
+), job AS (
     INSERT INTO background_jobs (job_type, data, priority, queue, run_at)
-    VALUES (
-        %(job_type)s::text, %(data)s::jsonb, %(priority)s::smallint, %(queue)s::text,
-        workers_run_at(%(run_at)s::timestamptz, %(delay)s::float8)
-    )
-    RETURNING id, queue, priority, position, run_at
+    SELECT %(job_type)s::text, %(data)s::jsonb, %(priority)s::smallint, %(queue)s::text, run_at FROM due
+    RETURNING currval('background_jobs_id_seq') AS id, currval('background_jobs_position_seq') AS position
 )
-SELECT id, CASE WHEN run_at IS NULL THEN workers_notify(queue, priority, position) END
-FROM job
+SELECT
+    job.id,
+    CASE WHEN due.run_at IS NULL THEN workers_notify(%(queue)s::text, %(priority)s::smallint, job.position) END
+FROM job CROSS JOIN due

@@ -1,0 +1,82 @@
+-- Four group roles with no more than they need, and the migrator as owner of everything. Not a migration: safe to repeat, and
+-- to be repeated after each one. It works on the current schema. Another prefix than `workers`:
+--   SELECT set_config('workers.role_prefix', 'shop', false)
+-- What each role may do is told in docs/security.md; tests/storage/test_postgres_roles.py compares it with the catalog.
+DO $$
+DECLARE
+    prefix    text := coalesce(nullif(current_setting('workers.role_prefix', true), ''), 'workers');
+    schema    text := current_schema();
+    producer  text := prefix || '_enqueue';
+    worker    text := prefix || '_worker';
+    reader    text := prefix || '_readonly';
+    migrator  text := prefix || '_migrator';
+    tables    text[] := '{background_jobs, worker_sessions, worker_claims, dead_jobs, archived_jobs, workers_migrations}';
+    -- of these, the last two run as their owner
+    for_producers text[] := '{workers_channel, workers_notify, workers_run_at, workers_enqueue, workers_enqueue_deduplicated}';
+    for_workers   text[] := '{workers_lock_class, workers_dedup_key, workers_complete}';
+    for_nobody    text[] := '{workers_check_jobs}';
+    place         regnamespace := quote_ident(current_schema())::regnamespace;
+    item          record;
+BEGIN
+    IF prefix COLLATE "C" !~ '^[A-Za-z0-9_.:-]{1,54}$' THEN
+        RAISE 'workers: a prefix of roles must be 1 to 54 letters, digits or _ . : -' USING ERRCODE = 'invalid_name';
+    -- a function or operator that anybody puts there would be run by those that run as their owner
+    ELSIF has_schema_privilege('public', schema, 'CREATE') THEN
+        RAISE 'workers: everybody may create objects in schema %', schema USING
+            ERRCODE = 'insufficient_privilege', HINT = format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', schema);
+    END IF;
+
+    FOR item IN SELECT unnest(ARRAY[producer, worker, reader, migrator]) AS name LOOP
+        IF to_regrole(quote_ident(item.name)) IS NULL THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', item.name);
+        END IF;
+        -- asked first: a member of the migrator need not own the schema to run this again
+        IF NOT has_schema_privilege(item.name, schema, 'USAGE') THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', schema, item.name);
+        END IF;
+    END LOOP;
+    IF NOT has_schema_privilege(migrator, schema, 'CREATE') THEN
+        EXECUTE format('GRANT CREATE ON SCHEMA %I TO %I', schema, migrator);
+    END IF;
+    -- whoever hands the tables over keeps what an owner may do
+    IF NOT pg_has_role(current_user, migrator, 'USAGE') THEN
+        EXECUTE format('GRANT %I TO %I', migrator, current_user);
+    END IF;
+
+    FOR item IN
+        SELECT format('ALTER TABLE %s OWNER TO %I', oid::regclass, migrator) AS command FROM pg_class
+        WHERE relnamespace = place AND relname = ANY(tables)
+            AND relowner <> quote_ident(migrator)::regrole
+        UNION ALL
+        SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure, migrator) FROM pg_proc
+        WHERE pronamespace = place AND proname = ANY(for_producers || for_workers || for_nobody)
+            AND proowner <> quote_ident(migrator)::regrole
+    LOOP
+        EXECUTE item.command;
+    END LOOP;
+
+    -- Producers: the columns that are theirs, and the numbers that id and position are drawn from. No SELECT of anything.
+    EXECUTE format('GRANT INSERT (job_type, data, priority, queue, run_at) ON background_jobs TO %I', producer);
+    EXECUTE format('GRANT USAGE ON SEQUENCE background_jobs_id_seq, background_jobs_position_seq TO %I', producer);
+
+    -- Runners: rows, never tables. They add to the archive, and take nothing out.
+    EXECUTE format(
+        'GRANT SELECT, INSERT, UPDATE, DELETE ON background_jobs, worker_sessions, worker_claims, dead_jobs TO %I', worker);
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE ON archived_jobs TO %I', worker);
+    EXECUTE format('GRANT SELECT ON workers_migrations TO %I', worker);
+    EXECUTE format(
+        'GRANT USAGE ON SEQUENCE background_jobs_id_seq, background_jobs_position_seq, worker_sessions_id_seq TO %I', worker);
+
+    FOR item IN
+        SELECT format('GRANT EXECUTE ON FUNCTION %s TO %I', string_agg(oid::regprocedure::text, ', '), grantee) AS command
+        FROM (VALUES (producer, for_producers), (worker, for_producers || for_workers)) AS given (grantee, names)
+        JOIN pg_proc ON pronamespace = place AND proname = ANY(names)
+        GROUP BY grantee
+    LOOP
+        EXECUTE item.command;
+    END LOOP;
+
+    -- Dashboards and people.
+    EXECUTE format('GRANT SELECT ON %s TO %I', array_to_string(tables, ', '), reader);
+END
+$$;

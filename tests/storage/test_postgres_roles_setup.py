@@ -1,0 +1,167 @@
+"""Setting up roles: by whom, what is said to those who can't, and migrations by members of the migrator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.helpers.role_users import ROLES, dropped_roles, login, user_url
+from tests.helpers.server import TestServer, connection_url
+from workers import ConfigurationError, MigrationError, apply_roles, migrate, migrations
+from workers.migrations import Migration, migrations_sql
+from workers.roles import roles_sql
+
+
+class Place(NamedTuple):
+    """A schema that belongs to an ordinary user; every name begins with `prefix`."""
+
+    prefix: str
+    schema: str
+    owner: str
+    url: str
+
+    def as_user(self, name: str) -> str:
+        return user_url(self.url, f"{self.prefix}_{name}")
+
+
+@pytest.fixture
+def place(admin: psycopg.Connection, server: TestServer) -> Iterator[Place]:
+    with dropped_roles(admin) as prefix:
+        owner, schema = f"{prefix}_owner", f"{prefix}_schema"
+        login(admin, owner, rights="CREATEROLE")
+        create = "CREATE SCHEMA {} AUTHORIZATION {}"
+        admin.execute(sql.SQL(create).format(*map(sql.Identifier, (schema, owner))))
+        url = connection_url(server.dsn, options=f"-csearch_path={schema}")
+        yield Place(prefix, schema, owner, user_url(url, owner))
+
+
+def role_names(admin: psycopg.Connection, prefix: str) -> set[str]:
+    found = admin.execute("SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", [prefix])
+    return {name for (name,) in found} & {f"{prefix}_{role}" for role in ROLES}
+
+
+def test_an_owner_with_createrole_needs_no_superuser(
+    admin: psycopg.Connection, place: Place
+) -> None:
+    migrate(place.url)
+    names = [f"{place.prefix}_{role}" for role in ROLES]
+    for _ in range(2):
+        assert apply_roles(place.url, place.prefix) == names
+    assert role_names(admin, place.prefix) == set(names)
+    with psycopg.connect(place.url) as conn:  # a member of the migrator: all as before
+        conn.execute("SELECT workers_enqueue('mail', '{}')")
+        assert conn.execute("SELECT count(*) FROM background_jobs").fetchone() == (1,)
+    assert migrate(place.url) == []
+
+
+async def test_asynchronous_connections(place: Place) -> None:
+    async with await psycopg.AsyncConnection.connect(place.url, autocommit=True) as conn:
+        await migrate(conn)
+        assert len(await apply_roles(conn, place.prefix)) == 4
+
+
+def test_an_open_transaction_is_joined(admin: psycopg.Connection, place: Place) -> None:
+    migrate(place.url)
+    with psycopg.connect(place.url) as conn:
+        conn.execute("SELECT 1")
+        apply_roles(conn, place.prefix)
+        conn.rollback()
+    assert role_names(admin, place.prefix) == set()
+
+
+def test_members_of_the_migrator_share_what_they_make(
+    admin: psycopg.Connection, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of them applies a migration, the next one is not refused."""
+    migrate(place.url)
+    apply_roles(place.url, place.prefix)
+    for name in ("one", "two"):
+        login(admin, f"{place.prefix}_{name}", f"{place.prefix}_migrator")
+    present = migrations._load()
+    second = Migration(
+        2, "0002_second", b"CREATE TABLE later (); ALTER TABLE dead_jobs ADD more text"
+    )
+    monkeypatch.setattr(migrations, "_load", lambda: [*present, second])
+    with psycopg.connect(place.as_user("one"), autocommit=True) as conn:
+        assert migrate(conn) == ["0002_second"]
+        assert conn.execute("SELECT current_user").fetchone() == (f"{place.prefix}_one",)
+        assert migrate(conn) == []
+    owner = "SELECT tableowner FROM pg_tables WHERE schemaname = %s AND tablename = 'later'"
+    assert admin.execute(owner, [place.schema]).fetchone() == (f"{place.prefix}_migrator",)
+    third = Migration(3, "0003_third", b"ALTER TABLE later ADD more text")
+    monkeypatch.setattr(migrations, "_load", lambda: [*present, second, third])
+    with psycopg.connect(place.as_user("two")) as conn:
+        conn.execute("SELECT 1")
+        assert migrate(conn) == ["0003_third"]
+        assert conn.execute("SELECT current_user").fetchone() == (f"{place.prefix}_two",)
+
+
+def test_names_are_quoted(admin: psycopg.Connection, place: Place) -> None:
+    migrate(place.url)
+    prefix = f"{place.prefix}_A.b:c-D"
+    assert apply_roles(place.url, prefix) == [f"{prefix}_{role}" for role in ROLES]
+    assert role_names(admin, prefix) == {f"{prefix}_{role}" for role in ROLES}
+
+
+@pytest.mark.parametrize("prefix", ["", "a b", 'x"; DROP TABLE background_jobs; --', "x" * 55, "é"])
+def test_no_other_names(database_url: str, prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="the prefix of roles"):
+        apply_roles(database_url, prefix)
+    with pytest.raises(ConfigurationError, match="the prefix of roles"):
+        roles_sql(prefix)
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("SELECT set_config('workers.role_prefix', %s, false)", [prefix or " "])
+        with pytest.raises(psycopg.errors.InvalidName, match="a prefix of roles must be"):
+            conn.execute(migrations.migration_file("roles.sql"))
+
+
+def test_the_sql_does_the_same(admin: psycopg.Connection, place: Place) -> None:
+    with psycopg.connect(place.url) as conn:
+        conn.execute((migrations_sql() + roles_sql(place.prefix)).encode())
+    assert role_names(admin, place.prefix) == {f"{place.prefix}_{role}" for role in ROLES}
+
+
+# --------------------------------------------------------------------------------------------------------- who can't
+
+
+def test_without_tables(place: Place) -> None:
+    with pytest.raises(MigrationError, match="run `workers migrate`"):
+        apply_roles(place.url, place.prefix)
+
+
+def test_without_createrole(admin: psycopg.Connection, place: Place) -> None:
+    migrate(place.url)
+    admin.execute(sql.SQL("ALTER ROLE {} NOCREATEROLE").format(sql.Identifier(place.owner)))
+    with pytest.raises(MigrationError, match=f'ALTER ROLE "{place.owner}" CREATEROLE') as raised:
+        apply_roles(place.url, place.prefix)
+    assert f"{place.prefix}_enqueue" in str(raised.value)
+
+
+def test_without_the_migrator(admin: psycopg.Connection, place: Place) -> None:
+    migrate(place.url)
+    admin.execute(sql.SQL("ALTER ROLE {} NOCREATEROLE").format(sql.Identifier(place.owner)))
+    for role in ROLES:
+        admin.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(f"{place.prefix}_{role}")))
+    advice = f'GRANT "{place.prefix}_migrator" TO "{place.owner}"'
+    with pytest.raises(MigrationError, match=advice):
+        apply_roles(place.url, place.prefix)
+    admin.execute(advice.encode())
+    assert apply_roles(place.url, place.prefix)
+
+
+def test_without_the_tables_owner(admin: psycopg.Connection, place: Place) -> None:
+    migrate(place.url)
+    other = f"{place.prefix}_other"
+    login(admin, other, rights="CREATEROLE")
+    names = sql.Identifier(place.schema), sql.Identifier(other)
+    admin.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(*names))
+    with pytest.raises(MigrationError, match="only the owner of schema"):
+        apply_roles(place.as_user("other"), place.prefix)
+    admin.execute(sql.SQL("ALTER SCHEMA {} OWNER TO {}").format(*names))
+    with pytest.raises(MigrationError, match=f"belongs to {place.owner}, and only its owner"):
+        apply_roles(place.as_user("other"), place.prefix)
+    assert role_names(admin, place.prefix) == set()

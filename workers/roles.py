@@ -1,0 +1,148 @@
+"""Apply `migrations/roles.sql`: group roles with no more rights than they need, in the way `migrate` is called.
+
+What the user lacks is found before anything is done, and told with what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any, overload
+
+import psycopg
+
+from .config import check_name
+from .errors import ConfigurationError, MigrationError
+from .migrations import LOCK, SCHEMA_OID, Steps, Target, migration_file, run_steps
+
+__all__ = ["PREFIX", "apply_roles", "role_names", "roles_sql"]
+
+PREFIX = "workers"
+#: A role's name has 63 bytes, of which "_migrator" takes 9. PostgreSQL would cut it off, and two prefixes meet.
+_LONGEST = 54
+_ROLES = ("enqueue", "worker", "readonly", "migrator")
+
+_SET_PREFIX = "SELECT set_config('workers.role_prefix', %s, true)"
+#: The user, its power over roles, the roles that are missing, and whether it has, or can give itself, the migrator.
+_USER = """
+SELECT
+    current_user, own.rolsuper OR own.rolcreaterole,
+    ARRAY(SELECT name FROM unnest(%s::text[]) AS name WHERE to_regrole(quote_ident(name)) IS NULL),
+    migrator.oid IS NULL
+        OR pg_has_role(own.oid, migrator.oid, 'USAGE')
+        OR pg_has_role(own.oid, migrator.oid, 'MEMBER WITH ADMIN OPTION')
+        OR own.rolcreaterole AND current_setting('server_version_num')::int < 160000
+FROM pg_roles AS own LEFT JOIN pg_roles AS migrator ON migrator.rolname = %s
+WHERE own.rolname = current_user"""
+#: Owners whose rights the user has not, and the table that shows it.
+_OWNERS = """
+SELECT DISTINCT ON (owner.rolname) owner.rolname, owned.name
+FROM (
+    SELECT relowner AS owner, relname AS name FROM pg_class
+    WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r'
+        AND relname IN ('background_jobs', 'worker_sessions', 'worker_claims', 'dead_jobs', 'archived_jobs',
+            'workers_migrations')
+    UNION ALL
+    SELECT proowner, proname FROM pg_proc
+    WHERE pronamespace = quote_ident(current_schema())::regnamespace AND starts_with(proname, 'workers_')
+) AS owned
+JOIN pg_roles AS owner ON owner.oid = owned.owner
+WHERE NOT pg_has_role(current_user, owned.owner, 'USAGE')
+ORDER BY owner.rolname, owned.name"""
+#: Whether the schema is open to everybody; the roles that still need it, when the user can't let them in.
+_SCHEMA = """
+SELECT
+    quote_ident(nspname), has_schema_privilege('public', oid, 'CREATE'),
+    pg_has_role(current_user, nspowner, 'USAGE'),
+    ARRAY(
+        SELECT rolname FROM pg_roles
+        WHERE rolname = ANY(%s::text[]) AND has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'USAGE')
+            AND (rolname <> %s OR has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'CREATE'))
+    )
+FROM pg_namespace WHERE nspname = current_schema()"""
+
+
+@overload
+def apply_roles(target: str | psycopg.Connection[Any], prefix: str = PREFIX) -> list[str]: ...
+@overload
+def apply_roles(
+    target: psycopg.AsyncConnection[Any], prefix: str = PREFIX
+) -> Awaitable[list[str]]: ...
+def apply_roles(target: Target, prefix: str = PREFIX) -> list[str] | Awaitable[list[str]]:
+    """Make the group roles PREFIX_enqueue, PREFIX_worker, PREFIX_readonly and PREFIX_migrator, and grant what they need.
+
+    After `migrate`, and again after each newer version of it. `target` as there. The tables in its current schema become
+    the migrator's, and whoever called this a member of that. Roles belong to the server: give databases that share one,
+    and are to be kept apart, a prefix each.
+
+    Returns the names of the roles. Raises MigrationError, with what to do, where the user may not, or the schema is not
+    safe; ConfigurationError for a prefix that can't be one; psycopg.Error.
+    """
+    names = role_names(prefix)
+    return run_steps(target, partial(_apply, prefix, names))
+
+
+def roles_sql(prefix: str = PREFIX) -> str:
+    """Return the SQL of `apply_roles`, for a database that is managed by other tools."""
+    role_names(prefix)
+    setting = f"SELECT set_config('workers.role_prefix', '{prefix}', false);\n"
+    return f"-- roles\n\n{setting}\n{migration_file('roles.sql').decode()}"
+
+
+def role_names(prefix: str) -> list[str]:
+    """The names of the four roles. Raises ConfigurationError."""
+    check_name("the prefix of roles", prefix)
+    if len(prefix) > _LONGEST:
+        raise ConfigurationError(f"the prefix of roles is too long: at most {_LONGEST} characters")
+    return [f"{prefix}_{role}" for role in _ROLES]
+
+
+def _apply(prefix: str, names: list[str], _own_transaction: bool) -> Steps[list[str]]:
+    migrator = names[-1]
+    for schema in (yield SCHEMA_OID, None):
+        yield LOCK, schema
+    found = yield _SCHEMA, (names, migrator)
+    if not found or not (yield "SELECT to_regclass('workers_migrations')", None)[0][0]:
+        raise MigrationError("there are no tables to grant anything on: run `workers migrate`")
+    _check_schema(names, *found[0])
+    _check_user(names, *(yield _USER, (names, migrator))[0])
+    owners = yield _OWNERS, None
+    if owners:
+        owner, owned = owners[0]
+        raise MigrationError(
+            f"{owned} belongs to {owner}, and only its owner can grant rights on it: "
+            f"run `workers migrate --roles` as {owner}, as a member of it, or as a superuser"
+        )
+    yield _SET_PREFIX, (prefix,)
+    yield migration_file("roles.sql"), None
+    return names
+
+
+def _check_schema(
+    names: list[str], schema: str, open_: bool, ours: bool, inside: list[str]
+) -> None:
+    if open_:
+        raise MigrationError(
+            f"everybody may create objects in schema {schema}, and could have them run by the functions of `workers`: "
+            f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC first"
+        )
+    if not ours and (outside := [name for name in names if name not in inside]):
+        raise MigrationError(
+            f"only the owner of schema {schema} can let {', '.join(outside)} use it: "
+            "run `workers migrate --roles` as its owner or as a superuser"
+        )
+
+
+def _check_user(
+    names: list[str], user: str, creates: bool, missing: list[str], migrates: bool
+) -> None:
+    if missing and not creates:
+        raise MigrationError(
+            f"{user} may not create roles, and there is no {', '.join(missing)}: let an administrator say "
+            f'ALTER ROLE "{user}" CREATEROLE, or run `workers migrate --roles` once'
+        )
+    if not migrates:
+        raise MigrationError(
+            f"{user} is no member of {names[-1]}, which owns the tables: let an administrator say "
+            f'GRANT "{names[-1]}" TO "{user}"'
+        )
