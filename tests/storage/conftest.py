@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 
-from tests.helpers.role_users import opened_users
 from tests.storage.engines import Engine, MemoryEngine, PostgresEngine, Runner
 
 
@@ -21,15 +20,13 @@ def warm_server(admin: psycopg.Connection) -> None:
 
 @pytest.fixture(params=["memory", "postgres"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    """Each engine, empty; PostgreSQL as a user who has the worker's role, and no other right."""
+    """Each engine, empty."""
     if request.param == "memory":
         yield MemoryEngine()
         return
     request.getfixturevalue("warm_server")
-    url, admin = request.getfixturevalue("database_url"), request.getfixturevalue("admin")
-    with opened_users(admin, url) as users:
-        async with PostgresEngine.opened(users.urls["worker"], conn_url=url) as opened:
-            yield opened
+    async with PostgresEngine.opened(request.getfixturevalue("database_url")) as opened:
+        yield opened
 
 
 @pytest.fixture
