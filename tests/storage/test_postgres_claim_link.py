@@ -105,7 +105,8 @@ async def test_it_makes_room_for_connections_that_are_needed(
     try:
         for what in (f'SCHEMA "{schema}"', f'ALL TABLES IN SCHEMA "{schema}"'):
             engine.conn.execute(f"GRANT ALL ON {what} TO {role}")
-        engine.conn.execute(f'GRANT ALL ON ALL SEQUENCES IN SCHEMA "{schema}" TO {role}')
+        for what in ("SEQUENCES", "FUNCTIONS"):
+            engine.conn.execute(f'GRANT ALL ON ALL {what} IN SCHEMA "{schema}" TO {role}')
         url = connection_url(database_url, user=role, password="x")
         async with PostgresEngine.opened(url, conn_url=database_url, max_size=1) as limited:
             runner = limited.runner()
