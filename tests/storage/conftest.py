@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import psycopg
 import pytest
 
+from tests.helpers.role_users import Users, opened_users
 from tests.storage.engines import Engine, MemoryEngine, PostgresEngine, Runner
 
 
@@ -46,3 +47,17 @@ async def runner(engine: Engine) -> Runner:
 async def other(engine: Engine) -> Runner:
     """A second runner."""
     return engine.runner("other")
+
+
+@pytest.fixture
+def users(admin: psycopg.Connection, database_url: str) -> Iterator[Users]:
+    """A user for each of the roles."""
+    with opened_users(admin, database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def producer(users: Users) -> Iterator[psycopg.Connection]:
+    """A connection of the one who may enqueue."""
+    with psycopg.connect(users.urls["enqueue"], autocommit=True) as connection:
+        yield connection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from psycopg.errors import InsufficientPrivilege
 from psycopg_pool import AsyncConnectionPool
 
-from tests.helpers.role_users import Users, opened_users
+from tests.helpers.role_users import Users
 from tests.helpers.running import drain, eventually, running
 from workers import BackgroundJob, Discard, JobState, apply_roles, current_job, migrate
 from workers.migrations import check_migrations
@@ -63,18 +62,6 @@ class Inside(BackgroundJob[None]):
     async def run(self, ctx: None) -> None:
         connection = current_job().connection
         await Note(number=self.number).enqueue(connection)
-
-
-@pytest.fixture
-def users(admin: psycopg.Connection, database_url: str) -> Iterator[Users]:
-    with opened_users(admin, database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def producer(users: Users) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(users.urls["enqueue"], autocommit=True) as connection:
-        yield connection
 
 
 # -------------------------------------------------------------------------------------------------------------- enqueue

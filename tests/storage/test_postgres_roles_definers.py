@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.errors import CheckViolation
 from psycopg.types.json import Jsonb
 
-from tests.helpers.role_users import Users, opened_users
+from tests.helpers.role_users import Users
 from workers import MigrationError, apply_roles
 
 BOTH = [
@@ -46,18 +46,6 @@ CREATE FUNCTION outside(integer, integer) RETURNS boolean LANGUAGE sql AS 'SELEC
 CREATE OPERATOR < (LEFTARG = integer, RIGHTARG = integer, FUNCTION = outside);
 CREATE OPERATOR > (LEFTARG = integer, RIGHTARG = integer, FUNCTION = outside);
 """
-
-
-@pytest.fixture
-def users(admin: psycopg.Connection, database_url: str) -> Iterator[Users]:
-    with opened_users(admin, database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def producer(users: Users) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(users.urls["enqueue"], autocommit=True) as connection:
-        yield connection
 
 
 @pytest.fixture

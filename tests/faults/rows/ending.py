@@ -45,7 +45,7 @@ def told_to_end(bench: Bench) -> Found:
     points = [*_POINTS, *_POINTS_IN_JOBS]
     bench.chance.shuffle(points)
     for passing in bench.pick(full=range(1, 11), quick=range(1, 2), tiny=range(1, 2)):
-        for point in points if bench.scale.value != "tiny" else points[:3]:
+        for point in points[: bench.pick(full=None, quick=None, tiny=3)]:
             with bench.stage() as (_, conn, history, workers):
                 _at(found, conn, history, workers, f"{point}=term@{passing}")
     pairs = [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)]

@@ -22,7 +22,7 @@ _WORKERS = 4
 #: Passed once in the life of a process; or too rarely, as all who could be rescued die soon.
 _ONCE = ("session opened", "release", "released", "rescue", "rescued", "rescued all")
 #: Jobs that a process can have finished without having written so.
-_IN_FLIGHT = 50
+_IN_FLIGHT = 4 * _WORKERS
 #: Jobs of each kind that are there at least: no process is to wait in vain for something to die of.
 _STOCK = 20
 _PATIENCE = 60.0

@@ -15,7 +15,7 @@ from ...errors import StorageRejectedError, StorageUnavailableError
 from .fitting import Fitted, Fitting, fetch_on
 from .lender import Lender
 
-__all__ = ["ATTEMPTS", "PLANNER", "STATEMENT_SECONDS", "Checkout", "settings", "translated"]
+__all__ = ["PLANNER", "STATEMENT_SECONDS", "Checkout", "insisted", "settings", "translated"]
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ PLANNER = {
 }
 
 #: How often a statement is tried that the server broke off to end a deadlock.
-ATTEMPTS = 5
+_ATTEMPTS = 5
 
 #: Not the caller's fault and maybe over when tried again. (psycopg files some of them under ProgrammingError and others.)
 _TRANSIENT = (
@@ -78,6 +78,16 @@ def translated() -> Iterator[None]:
 def settings(command: str, values: Mapping[str, str]) -> str:
     """Statements that set the `values`; `command` is SET or SET LOCAL."""
     return "".join([f"{command} {name} = {value}; " for name, value in values.items()])
+
+
+async def insisted(work: Callable[[], Awaitable[T]]) -> T:
+    """Do `work`; what the server broke off to end a deadlock did nothing, and is done again."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return await work()
+        except (errors.DeadlockDetected, errors.SerializationFailure):
+            pass
+    return await work()
 
 
 def _first_line(error: BaseException) -> str:
@@ -133,17 +143,9 @@ class Checkout:
         return await self.run(work)
 
     async def run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
-        """Do `work`, which is one statement or one transaction; raises the port's errors.
-
-        What the server broke off to end a deadlock did nothing, and is done again.
-        """
+        """Do `work`, which is one statement or one transaction; raises the port's errors."""
         with translated():
-            for _ in range(ATTEMPTS - 1):
-                try:
-                    return await self._run(work)
-                except (errors.DeadlockDetected, errors.SerializationFailure):
-                    pass
-            return await self._run(work)
+            return await insisted(lambda: self._run(work))
 
     async def _run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
         """Once; and again where it was refused under settings that somebody has changed meanwhile."""

@@ -14,10 +14,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import errors
 from psycopg.rows import tuple_row
 
-from .checkout import ATTEMPTS, STATEMENT_SECONDS, Checkout, settings, translated
+from .checkout import STATEMENT_SECONDS, Checkout, insisted, settings, translated
 from .links import SETUP_SECONDS, AsyncLink
 
 __all__ = ["CLAIM_PLANNER", "ClaimLink"]
@@ -66,7 +65,7 @@ class ClaimLink:
         self._busy = True
         try:
             with translated():
-                return await _run(cursor, sql, params)
+                return await insisted(lambda: _run(cursor, sql, params))
         except BaseException:
             # whatever it was: a new one may do, as where a migration changed what a prepared statement returns
             if self._cursor is cursor:
@@ -162,12 +161,5 @@ class ClaimLink:
 async def _run(
     cursor: psycopg.AsyncCursor[tuple[Any, ...]], sql: str, params: dict[str, Any]
 ) -> Sequence[tuple[Any, ...]]:
-    """What the server broke off to end a deadlock did nothing, and is done again."""
-    for _ in range(ATTEMPTS - 1):
-        try:
-            await cursor.execute(sql, params, prepare=True)
-            return await cursor.fetchall()
-        except (errors.DeadlockDetected, errors.SerializationFailure):
-            pass
     await cursor.execute(sql, params, prepare=True)
     return await cursor.fetchall()
