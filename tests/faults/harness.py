@@ -224,8 +224,8 @@ def row(
 
 
 def not_built(name: str, fault: str, passes: str, missing: str) -> None:
-    """A line that can't be run, and why: the table says so, nothing is skipped in silence."""
-    ROWS[name] = Row(name, fault, passes, missing=missing)
+    """A line that can't be run yet, and why: the table says so, nothing is skipped in silence."""
+    ROWS.setdefault(name, Row(name, fault, passes, missing=missing))
 
 
 def unfinished(events: Iterable[Event], gone: Mapping[str, float]) -> dict[int, float]:
