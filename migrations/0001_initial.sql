@@ -65,7 +65,8 @@ CREATE UNIQUE INDEX background_jobs_dedup ON background_jobs (dedup_key) WHERE d
 
 -- ------------------------------------------------------------------------------------------------------ who is working
 -- One row per running Runner. `id` is never used twice. While it lives, the runner's control connection holds the advisory
--- lock (workers_lock_class(), id). `suspect_since`: a sweep found that lock free.
+-- lock (workers_lock_class(), id). `suspect_since`: a sweep found that lock free. `lease_only`: its connection goes through a
+-- pooler, where it can hold no lock.
 CREATE SEQUENCE worker_sessions_id_seq AS integer NO CYCLE;
 
 CREATE TABLE worker_sessions (
@@ -73,6 +74,7 @@ CREATE TABLE worker_sessions (
     name          text        NOT NULL,
     queues        text[]      NOT NULL DEFAULT '{}',
     alive         boolean     NOT NULL DEFAULT true,
+    lease_only    boolean     NOT NULL DEFAULT false,
     lease_until   timestamptz NOT NULL,
     suspect_since timestamptz,
     dead_reason   text,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["advice_on", "missing_tables_note"]
+__all__ = ["add_advice", "advice_on"]
 
 _WORKS = (
     "What works: a psycopg connection, cursor or pool, a SQLAlchemy 2 session or connection, Django's connection. "
@@ -46,6 +46,16 @@ _ADVICE = {
 
 #: undefined_table, undefined_function, undefined_column
 _MISSING = ("42P01", "42883", "42703")
+_MIGRATE = (
+    "The tables of `workers` are missing, outside of the search_path, or older than the library: run "
+    "`workers migrate`, or workers.migrate(dsn)"
+)
+#: invalid_sql_statement_name, duplicate_prepared_statement
+_PREPARED = ("26000", "42P05")
+_PREPARE_NOTHING = (
+    "Through a pooler, such as PgBouncer, a prepared statement is there one time and not the next: connect with "
+    "prepare_threshold=None"
+)
 
 
 def advice_on(kind: type) -> str:
@@ -57,13 +67,10 @@ def advice_on(kind: type) -> str:
     )
 
 
-def missing_tables_note(
-    error: BaseException | None, *, note_on: BaseException | None = None
-) -> None:
-    """If the database told `error` because it lacks the tables, add to it, or to `note_on`, what to do."""
+def add_advice(error: BaseException | None, *, note_on: BaseException | None = None) -> None:
+    """If it is known why the database told `error`, add to it, or to `note_on`, what to do."""
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # psycopg2's word
     if state in _MISSING and ("background_jobs" in str(error) or "workers_" in str(error)):
-        (note_on or error).add_note(  # type: ignore[union-attr]  # None has no sqlstate
-            "The tables of `workers` are missing, outside of the search_path, or older than the library: run "
-            "`workers migrate`, or workers.migrate(dsn)"
-        )
+        (note_on or error).add_note(_MIGRATE)  # type: ignore[union-attr]  # None has no sqlstate
+    elif state in _PREPARED:
+        (note_on or error).add_note(_PREPARE_NOTHING)  # type: ignore[union-attr]

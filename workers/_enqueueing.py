@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_DELAY", "encode_all", "parameters"]
 
-#: Jobs that are encoded at once.
-_BLOCK = 250
+#: Jobs that are encoded at once: few enough for the garbage collector to find no reason to begin.
+_BLOCK = 150
 #: The longest `delay`: 100 years, which PostgreSQL's and Python's calendars both hold.
 MAX_DELAY = 100 * YEAR
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from operator import eq
 from typing import Generic, NoReturn, TypeVar
 
 import msgspec
@@ -117,12 +118,13 @@ class Codec(Generic[T]):
                 return None
             copies = self._decode_lines(raw)
             values = self._values
-            if [values(job) for job in jobs] != [values(copy) for copy in copies]:
+            # nothing that is kept: what is made in between would have the garbage collector look at all jobs there are
+            if not all(map(eq, map(values, jobs), map(values, copies))):
                 return None
         except Exception:
             return None
         lines = raw.decode().split("\n")
-        if lines.pop() or len(lines) != len(jobs):
+        if lines.pop() or not len(lines) == len(jobs) == len(copies):
             return None
         for line in lines:
             if len(line) > MAX_DEPTH and _openings(line.encode()) > MAX_DEPTH:

@@ -16,7 +16,7 @@ from psycopg.pq import PipelineStatus
 from psycopg.raw_cursor import RawCursorMixin
 from psycopg.rows import tuple_row
 
-from ._connection_advice import advice_on, missing_tables_note
+from ._connection_advice import add_advice, advice_on
 from ._connection_types import AsyncConnectionLike, SyncConnectionLike
 from .copying import copy, copy_async
 from .errors import UnsupportedConnectionError
@@ -111,7 +111,7 @@ def _psycopg(conn: Connection[Any], query: Query, parameters: Parameters, shape:
         cursor = Cursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
         return shape(cursor.execute(query.text, _flat(parameters)).fetchall())
     except ProgrammingError as error:
-        missing_tables_note(error)
+        add_advice(error)
         raise
 
 
@@ -129,7 +129,7 @@ async def _psycopg_async(
         await cursor.execute(query.text, _flat(parameters))
         return shape(await cursor.fetchall())
     except ProgrammingError as error:
-        missing_tables_note(error)
+        add_advice(error)
         raise
 
 
@@ -193,7 +193,7 @@ async def _sqlalchemy_async(
 
 def _explain_sqlalchemy(session: Any, error: Exception) -> None:
     """Add what is known of a failure. Afterwards, as routing sessions may not know their database any earlier."""
-    missing_tables_note(getattr(error, "orig", None) or error, note_on=error)
+    add_advice(getattr(error, "orig", None) or error, note_on=error)
     try:
         bind = session if hasattr(session, "dialect") else session.get_bind()
     except Exception:  # what is wrong may be just that
@@ -214,7 +214,7 @@ def _django(conn: Any, query: Query, parameters: Parameters, shape: Shape[T]) ->
         try:
             cursor.execute(query.text, _flat(parameters))
         except Exception as error:
-            missing_tables_note(error.__cause__, note_on=error)
+            add_advice(error.__cause__, note_on=error)
             raise
         return shape(cursor.fetchall())
 

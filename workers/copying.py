@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["copy", "copy_async"]
 
 #: Rows in one message.
-_ROWS = 250
+_ROWS = 150
 
 #: When they are due, by the database's clock; and where they will stand, at the lowest. As text that every session reads the
 #: same: other styles than ISO name the time zone in a way that not every server understands, or takes for another one.

@@ -18,9 +18,9 @@ import psycopg
 
 from tests.helpers.history import PATIENCE
 
-__all__ = ["NoOwnServerError", "OwnServer", "own_server"]
+__all__ = ["SYSTEM_USER", "NoOwnServerError", "OwnServer", "own_server"]
 
-_SYSTEM_USER = "pgserver"  # as in workers/embedded.py: PostgreSQL refuses to run as root
+SYSTEM_USER = "pgserver"  # as in workers/embedded.py: PostgreSQL refuses to run as root
 
 
 class NoOwnServerError(Exception):
@@ -151,7 +151,7 @@ def own_server(
     data = Path(tempfile.mkdtemp(prefix="workers-own-", dir=folder))
     user = None
     if os.geteuid() == 0:
-        user = _SYSTEM_USER
+        user = SYSTEM_USER
         ensure_user_exists(user)
         shutil.chown(data, user)
     port = _free_port() if tcp else None

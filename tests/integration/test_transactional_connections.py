@@ -88,8 +88,8 @@ async def test_no_transaction_can_be_begun(
 
     connect = TransactionConnections.__init__
 
-    def without(self: TransactionConnections, sync: Any, _: Any) -> None:
-        connect(self, sync, lambda: refuse(self))  # type: ignore[arg-type,return-value]
+    def without(self: TransactionConnections, sync: Any, _: Any, **options: Any) -> None:
+        connect(self, sync, lambda: refuse(self), **options)  # type: ignore[arg-type,return-value]
 
     monkeypatch.setattr(TransactionConnections, "__init__", without)
     Effect().enqueue(conn)

@@ -245,7 +245,7 @@ async def test_a_lock_that_was_taken_again_ends_the_suspicion(postgres: Postgres
             assert other.control.recover(15)
         else:
             other.control._reconnect()  # type: ignore[attr-defined]  # the lock alone
-            other.control._take_lock()  # type: ignore[attr-defined]
+            other.control._link.lock(other.session)  # type: ignore[attr-defined]
             runner.maintain()
         assert postgres.conn.execute(suspicion, [other.session]).fetchone() == (False,)
 

@@ -99,9 +99,9 @@ async def test_a_half_open_control_link_is_given_up(far: PostgresEngine, proxy: 
 async def test_a_lease_is_waited_for_by_half(far: PostgresEngine) -> None:
     """There must be time left to take the lock again; what a rescue of many jobs takes is no reason to give up."""
     control: Any = far.runner(lease=100.0).control
-    assert control._conn.patience == 50.0
+    assert control._link.conn.patience == 50.0
     control.recover(SHORT)
-    assert control._conn.patience == SHORT
+    assert control._link.conn.patience == SHORT
 
 
 async def test_a_session_can_be_ended_on_a_half_open_link(

@@ -111,6 +111,11 @@ class Checkout:
         """That of the pool's first connection, once there was one."""
         return self._fitting.search_path
 
+    @property
+    def pooled(self) -> bool:
+        """Whether there is a pooler between us and the server; known once there was a connection."""
+        return bool(self._fitting.pooled)
+
     async def fetch(
         self, sql: str, params: dict[str, Any], *, prepare: bool | None = None
     ) -> Sequence[tuple[Any, ...]]:

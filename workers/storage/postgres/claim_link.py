@@ -58,7 +58,7 @@ class ClaimLink:
         """One claim; raises the port's errors."""
         cursor = self._cursor
         if cursor is None or self._busy:
-            if cursor is None and self._making is None and self._clock() >= self._again_at:
+            if cursor is None and self._is_time():
                 self._loop = asyncio.get_running_loop()
                 self._making = asyncio.create_task(self._make())
             return await self._checkout.search(sql, params, planner=CLAIM_PLANNER)
@@ -76,6 +76,12 @@ class ClaimLink:
             self._busy = False
             if self._cursor is not cursor:
                 cursor.connection.pgconn.finish()
+
+    def _is_time(self) -> bool:
+        """To make one. Through a pooler it would be none of its own."""
+        return (
+            self._making is None and self._clock() >= self._again_at and not self._checkout.pooled
+        )
 
     async def _make(self) -> None:
         try:

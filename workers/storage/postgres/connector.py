@@ -53,12 +53,19 @@ WHERE pg_catalog.current_setting(item.name, true) IS NOT NULL
 class Connector:
     """Connects with the conninfo and keyword arguments of `pool`; both may be callables, as psycopg_pool allows.
 
-    `search_path` is what the pool's connections have, as soon as that is known: its `configure` may have set it.
+    `search_path` is what the pool's connections have, as soon as that is known: its `configure` may have set it. `pooled`:
+    whether they go through a pooler, where nothing can be set for a session, nor prepared.
     """
 
-    def __init__(self, pool: AnyPool, search_path: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        pool: AnyPool,
+        search_path: Callable[[], str | None] = lambda: None,
+        pooled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._pool = pool
         self._search_path = search_path
+        self._pooled = pooled
 
     def connect(self) -> Link:
         """A synchronous autocommit connection. Not for a thread with a running event loop, if the pool's are callables."""
@@ -69,15 +76,18 @@ class Connector:
             dsn, kwargs = _prepared(pool.conninfo, pool.kwargs)
         link = Link.connect(dsn, **kwargs | {"autocommit": True})
         try:
-            link.execute(self._settings())
+            if self._pooled():
+                link.prepare_threshold = None
+            else:
+                link.execute(self._settings())
         except BaseException:
             link.close()
             raise
         link.patience = None
         return link
 
-    async def connect_async(self) -> AsyncLink:
-        """An asynchronous autocommit connection, configured as the pool's are."""
+    async def connect_async(self, *, bare: bool = False) -> AsyncLink:
+        """An asynchronous autocommit connection, configured as the pool's are; `bare`: without any setting of ours."""
         dsn, kwargs = await self._resolve()
         link = await AsyncLink.connect(dsn, **kwargs)
         try:
@@ -85,7 +95,10 @@ class Connector:
                 link.configure = self._configure
                 await link.configure(link)
             await link.set_autocommit(True)
-            await link.execute(self._settings())
+            if bare or self._pooled():
+                link.prepare_threshold = None
+            else:
+                await link.execute(self._settings())
         except BaseException:
             await link.close()
             raise

@@ -14,6 +14,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from ...errors import StorageRejectedError
+
 __all__ = ["Fitted", "Fitting", "fetch_on"]
 
 _Connection = psycopg.AsyncConnection[Any]
@@ -29,6 +31,7 @@ _TIMEOUTS = {
     "idle_in_transaction_session_timeout": 10_000,
     "lock_timeout": 5_000,
 }
+_BACKEND = "SELECT pg_backend_pid()"
 #: pg_settings leaves out what this version of the server does not have.
 _PROFILE = "SELECT name, setting FROM pg_settings WHERE name = ANY(%(names)s)"
 
@@ -39,6 +42,8 @@ class Fitting:
     def __init__(self) -> None:
         #: Of the first connection; every other one gets it.
         self.search_path: str | None = None
+        #: Whether they go through a pooler, which lends one server connection to many; None: not known yet.
+        self.pooled: bool | None = None
         self.repairs: WeakKeyDictionary[_Connection, dict[str, str]] = WeakKeyDictionary()
 
     def fitted(self, conn: _Connection) -> Fitted:
@@ -47,10 +52,17 @@ class Fitting:
 
     async def inspect(self, conn: _Connection) -> dict[str, str]:
         """What has to be set on this connection as it is now; usually nothing."""
+        if self.pooled is None:
+            # who answers is not who was connected to
+            ((backend,),) = await fetch_on(conn, _BACKEND, {}, prepare=False)
+            self.pooled = backend != conn.info.backend_pid
         names = ["search_path", *_SETTINGS, *_TIMEOUTS]
-        found = dict(await fetch_on(conn, _PROFILE, {"names": names}))
+        found = dict(await fetch_on(conn, _PROFILE, {"names": names}, prepare=False))
         if self.search_path is None:
             self.search_path = found["search_path"]
+        if self.pooled:
+            _check_pooled(found)
+            return {}
         wanted = _SETTINGS | {"search_path": self.search_path}
         repairs = {name: value for name, value in wanted.items() if found[name] != value}
         for name, least in _TIMEOUTS.items():
@@ -62,12 +74,13 @@ class Fitting:
 class Fitted:
     """A connection while it is borrowed."""
 
-    __slots__ = ("_before", "_driver", "_fitting", "conn")
+    __slots__ = ("_before", "_driver", "_fitting", "_prepares", "conn")
 
     def __init__(self, fitting: Fitting, conn: _Connection) -> None:
         self.conn = conn
         self._fitting = fitting
         self._driver = conn.autocommit, conn.isolation_level, conn.read_only
+        self._prepares = conn.prepare_threshold
         self._before: dict[str, str] = {}
 
     async def prepare(self) -> None:
@@ -85,6 +98,8 @@ class Fitted:
             await self._set({"client_encoding": "UTF8"})
         if conn not in repairs:
             repairs[conn] = await self._fitting.inspect(conn)
+        if self._fitting.pooled:  # the next statement may find itself on another one
+            conn.prepare_threshold = None
         if repairs[conn]:
             await self._set(repairs[conn])
 
@@ -111,6 +126,7 @@ class Fitted:
             # an unknown state is not given back; the pool replaces what is closed
             await conn.close()
             return
+        conn.prepare_threshold = self._prepares
         try:
             if self._before:
                 await _set(conn, self._before)
@@ -126,6 +142,16 @@ class Fitted:
 
     async def _set(self, settings: dict[str, str]) -> None:
         self._before = await _set(self.conn, settings) | self._before
+
+
+def _check_pooled(found: dict[str, str]) -> None:
+    """What is set through a pooler, the next user of that server connection would have."""
+    for name, wanted in _SETTINGS.items():
+        if found[name] != wanted:
+            raise StorageRejectedError(
+                f"the database is reached through a pooler, and {name} is {found[name]!r} there: make it {wanted!r} for "
+                f"this role (ALTER ROLE ... SET {name} = '{wanted}'), or connect to the server itself"
+            )
 
 
 def _encoding(conn: _Connection) -> str:

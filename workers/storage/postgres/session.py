@@ -1,8 +1,4 @@
-"""The session's own link: lock, lease, sweep. One synchronous connection, used from one thread.
-
-The connection is the session's sign of life: it holds a session-level advisory lock, which the server frees when the
-process dies. What the lock can't see (a stopped process, a link that is half open) the lease does.
-"""
+"""The session: opened, kept alive, judged by others, ended; and the same for others. Used from one thread."""
 
 from __future__ import annotations
 
@@ -13,35 +9,17 @@ from typing import Any
 
 import msgspec
 import psycopg
-from psycopg.rows import tuple_row
 
 from ... import failpoints
-from ...errors import StorageUnavailableError
 from ..base import DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
-from .checkout import PLANNER, STATEMENT_SECONDS, translated
-from .links import Link
+from .checkout import translated
+from .control_link import ControlLink
 from .literals import number_array
 from .statements import statement
 from .strays import Strays
 from .watch import LinkWatch
 
 __all__ = ["PostgresControl"]
-
-#: The lock is held by the server's end of the connection, so the server's end must notice a peer that is gone.
-#: Keepalives alone took 22 s to free it, tcp_user_timeout 6. (No effect on a unix socket.)
-_SETTINGS = {
-    "default_transaction_isolation": "read committed",
-    "default_transaction_read_only": "off",
-    "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
-    "lock_timeout": "2s",
-    "idle_session_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "transaction_timeout": "0",
-    "tcp_user_timeout": "6s",
-    "tcp_keepalives_idle": "3s",
-    "tcp_keepalives_interval": "1s",
-    "tcp_keepalives_count": "3",
-} | PLANNER
 
 #: A server that says nothing for so long, or for half of the lease where that is more, counts as lost: there must be time
 #: left to take the lock again on another link. Long work that it is at, such as a large rescue, it brings to an end.
@@ -68,17 +46,17 @@ _Step = Callable[[], list[tuple[Any, ...]]]
 
 
 class PostgresControl:
-    """See `storage.base.Control`. `connect` makes a new autocommit connection."""
+    """See `storage.base.Control`."""
 
     def __init__(
         self,
-        connect: Callable[[], Link],
+        link: ControlLink,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._connect = connect
+        self._link = link
+        self._fetch = link.fetch
         self._clock = clock
         self._watch = LinkWatch()
-        self._conn: Link | None = None
         self._session = 0
         self._locked = False
         # when this connection may judge others by their locks, and by their leases
@@ -91,15 +69,22 @@ class PostgresControl:
             self._reconnect(lease)
             self._judge_locks_at = 0.0
             ((self._session,),) = self._fetch("SELECT nextval('worker_sessions_id_seq')::bigint")
-            self._take_lock()
-            self._fetch(_OPEN, session=self._session, name=name, lease=lease, queues=list(queues))
+            self._locked = self._link.lock(self._session)
+            self._fetch(
+                _OPEN,
+                session=self._session,
+                name=name,
+                lease=lease,
+                queues=list(queues),
+                lease_only=self._link.pooled,
+            )
         return self._session
 
     def recover(self, lease: float) -> bool:
         """Reconnect and take the same lock; True while the session's row is alive."""
         with translated():
             self._reconnect(lease)
-            self._take_lock()
+            self._locked = self._link.lock(self._session)
             return bool(self._fetch(_RETAKE, session=self._session, lease=lease))
 
     def maintain(self, request: MaintenanceRequest, *, probe: str | None = None) -> Maintenance:
@@ -107,7 +92,7 @@ class PostgresControl:
         now = self._clock()
         with translated():
             if not self._locked:
-                self._take_lock()
+                self._locked = self._link.lock(self._session)
             rows = self._fetch(
                 _MAINTAIN,
                 session=self._session,
@@ -150,7 +135,7 @@ class PostgresControl:
             )
             self._fetch(_BURY_CLAIMS)
             failpoints.hit("rescued all")
-            with self._connection().transaction():
+            with self._link.transaction():
                 sessions = [row[0] for row in self._fetch(_LOCK_DEAD)]
                 self._fetch(_REMOVE, sessions=sessions)
         rescued: dict[int, DeadSession] = {}
@@ -184,10 +169,10 @@ class PostgresControl:
         What an open transaction keeps from going back stays, with the session, for the sweep of another one.
         """
         with translated():
-            if self._conn is None or self._conn.closed:
+            if not self._link.is_open:
                 self._reconnect()
-            self._connection().patience = _LEAST_PATIENCE  # whoever ends is waited for
-            with self._connection().transaction():
+            self._link.be_patient(_LEAST_PATIENCE)  # whoever ends is waited for
+            with self._link.transaction():
                 # after a claim on its way has landed, and before another one can
                 self._fetch(_LOCK_SESSION, session=self._session)
                 tokens = list(self.claims())
@@ -201,7 +186,7 @@ class PostgresControl:
 
     def wait(self, seconds: float) -> None:
         """Wait, until poked, or until the link breaks."""
-        self._watch.wait(self._conn, seconds)
+        self._watch.wait(self._link.conn, seconds)
 
     def poke(self) -> None:
         """End the wait that is on, or the next one; from any thread."""
@@ -209,9 +194,7 @@ class PostgresControl:
 
     def abandon(self) -> None:
         """Disconnect without a word."""
-        conn, self._conn = self._conn, None
-        if conn is not None:
-            conn.close()
+        self._link.abandon()
 
     def _give_back(self, rows: Sequence[tuple[Any, ...]]) -> int:
         """Release (id, token, deduplicated) rows; returns how many."""
@@ -245,10 +228,8 @@ class PostgresControl:
     ) -> list[tuple[Any, ...]]:
         """All together; or each part alone, leaving out those that have to wait for a transaction that is just enqueueing
         the same job: it must not keep the others."""
-        conn = self._connection()
         try:
-            with conn.transaction():
-                self._fetch("SELECT set_config('lock_timeout', '250ms', true)")
+            with self._link.transaction(lock_timeout="250ms"):
                 return together()
         except psycopg.errors.LockNotAvailable:
             pass
@@ -256,8 +237,7 @@ class PostgresControl:
         blocked = 0
         for part in parts():
             try:
-                with conn.transaction():
-                    self._fetch("SELECT set_config('lock_timeout', '50ms', true)")
+                with self._link.transaction(lock_timeout="50ms"):
                     rows += part()
             except psycopg.errors.LockNotAvailable:
                 blocked += 1
@@ -266,35 +246,7 @@ class PostgresControl:
         return rows
 
     def _reconnect(self, lease: float = _RECONNECT_SECONDS) -> None:
-        self.abandon()
         self._locked = False
-        self._conn = self._connect()
-        self._conn.patience = max(_LEAST_PATIENCE, lease / 2)
+        self._link.open(max(_LEAST_PATIENCE, lease / 2))
         patience = min(lease, _RECONNECT_SECONDS)  # within a lease whoever lives has renewed it
         self._judge_locks_at = self._judge_leases_at = self._clock() + patience
-        self._fetch(
-            "SELECT set_config(item.name, item.value, false)"
-            " FROM unnest(%(names)s::text[], %(values)s::text[]) AS item (name, value)"
-            # idle_session_timeout came with PostgreSQL 14, transaction_timeout with 17
-            " WHERE current_setting(item.name, true) IS NOT NULL",
-            names=list(_SETTINGS),
-            values=list(_SETTINGS.values()),
-        )
-
-    def _take_lock(self) -> None:
-        """Try to take the session's lock. It may still be with our own last backend, which the server has not given up on
-        yet; until then the lease alone speaks for us."""
-        ((self._locked,),) = self._fetch(
-            "SELECT pg_try_advisory_lock(workers_lock_class(), %(session)s::integer)",
-            session=self._session,
-        )
-
-    def _connection(self) -> Link:
-        if self._conn is None:
-            raise StorageUnavailableError("the control connection is closed")
-        return self._conn
-
-    def _fetch(self, sql: str, **params: Any) -> list[tuple[Any, ...]]:
-        with self._connection().cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(sql, params)
-            return cursor.fetchall() if cursor.description else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -10,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from ...errors import MigrationError, StorageUnavailableError
+from ...errors import ConfigurationError, MigrationError, StorageUnavailableError
 from ...job import JobRecord, JobState, NewJob
 from ...lifecycle import Release
 from ..base import (
@@ -31,6 +32,8 @@ from .checkout import Checkout, translated
 from .claim_link import ClaimLink
 from .claiming import Claims
 from .connector import Connector, with_defaults
+from .control_link import ControlLink
+from .fitting import fetch_on
 from .lender import AnyPool, Lender, users
 from .listener import PostgresListener
 from .literals import number_array
@@ -42,6 +45,13 @@ from .statements import statement
 from .transactions import TransactionConnections
 
 __all__ = ["PostgresStorage"]
+
+logger = logging.getLogger("workers")
+
+_POOLED = (
+    "the database is reached through a pooler, such as PgBouncer: new jobs are found by polling only, and those of a runner "
+    "that was killed start again when its lease is over; connect to the server itself for more"
+)
 
 _COMPLETE, _FORGET, _HELD_IDS, _REQUEUE = map(
     statement, ("complete", "forget", "held_ids", "requeue")
@@ -77,7 +87,9 @@ class PostgresStorage:
                 name="workers",
             )
         self._pool: AnyPool = target
-        connector = self._connector = Connector(self._pool, lambda: self._checkout.search_path)
+        connector = self._connector = Connector(
+            self._pool, lambda: self._checkout.search_path, lambda: self._checkout.pooled
+        )
         self._lender = Lender(self._pool, connector.connect_async)
         checkout = self._checkout = Checkout(self._lender)
         self._reader = JobReader(checkout)
@@ -91,18 +103,21 @@ class PostgresStorage:
         # a runner can do without the connection for claims, but not without these
         self._connect = self._claim_link.giving_way(connector.connect)
         self._connect_async = self._claim_link.giving_way_async(connector.connect_async)
-        self._transactions = TransactionConnections(self._connect, self._connect_async)
+        self._transactions = TransactionConnections(
+            self._connect, self._connect_async, pooled=lambda: self._checkout.pooled
+        )
 
     async def open(self) -> None:
         """Open the pool where it is not.
 
-        Raises MigrationError when the tables are missing, ConfigurationError when the pool was closed before.
+        Raises MigrationError when the tables are missing, ConfigurationError when the pool was closed before, or a pooler
+        refuses transactions.
         """
         self._transactions.open()
         with translated():
             if self._pool.closed:
                 # a pool goes on trying for half a minute before it says what is wrong
-                await (await self._connector.connect_async()).close()
+                await (await self._connector.connect_async(bare=True)).close()
             self._opened = await users.enter(self._pool)
             if self._opened:
                 await self._pool.wait()
@@ -113,6 +128,21 @@ class PostgresStorage:
             raise MigrationError(
                 "there is no table background_jobs on the search_path; run `workers migrate` first"
             )
+        if self._checkout.pooled:
+            logger.warning(_POOLED)
+            await self._check_pooler()
+
+    async def _check_pooler(self) -> None:
+        async def transaction(conn: psycopg.AsyncConnection[Any]) -> None:
+            async with conn.transaction():
+                await fetch_on(conn, "SELECT 1", {})
+
+        try:
+            await self._checkout.run(transaction)
+        except StorageUnavailableError as error:
+            raise ConfigurationError(
+                f"the pooler refuses transactions: set its mode to transaction, or connect to the server itself ({error})"
+            ) from error
 
     async def close(self) -> None:
         """Close the pool if `open` opened it."""
@@ -250,8 +280,10 @@ class PostgresStorage:
 
     def control(self) -> Control:
         """The link of the control thread, on a connection of its own."""
-        return PostgresControl(self._connect, self._clock)
+        link = ControlLink(self._connect, pooled=lambda: self._checkout.pooled)
+        return PostgresControl(link, self._clock)
 
     def listener(self) -> Listener | None:
-        """The LISTEN connection, or None when it was switched off."""
-        return PostgresListener(self._connect_async) if self._listen else None
+        """The LISTEN connection, or None when it was switched off, or a pooler lets nobody listen."""
+        listens = self._listen and not self._checkout.pooled
+        return PostgresListener(self._connect_async) if listens else None

@@ -40,9 +40,14 @@ class TransactionConnections:
     """The connections of transactional jobs: made on demand, kept for the next one for a minute, closed together."""
 
     def __init__(
-        self, connect: Callable[[], Link], connect_async: Callable[[], Awaitable[AsyncLink]]
+        self,
+        connect: Callable[[], Link],
+        connect_async: Callable[[], Awaitable[AsyncLink]],
+        *,
+        pooled: Callable[[], bool] = lambda: False,
     ) -> None:
         self._links = KeptLinks(connect, connect_async)
+        self._pooled = pooled
 
     def open(self) -> None:
         """Close connections that were idle for long, from now on. On the event loop."""
@@ -73,7 +78,7 @@ class TransactionConnections:
             with translated():
                 raise
         finally:
-            await self._links.give_back_async(kept, dirty=held)
+            await self._links.give_back_async(kept, dirty=self._is_dirty(held))
 
     @contextmanager
     def run_sync(self, session: int, guard: Guard) -> Iterator[SyncTransactionalRun | None]:
@@ -96,7 +101,11 @@ class TransactionConnections:
             with translated():
                 raise
         finally:
-            self._links.give_back(kept, dirty=held)
+            self._links.give_back(kept, dirty=self._is_dirty(held))
+
+    def _is_dirty(self, held: bool) -> bool:
+        """Whether a job has had its session. A pooler's is not ours to clean: it may be in other hands by now."""
+        return held and not self._pooled()
 
     async def _begin_async(
         self, params: dict[str, int]

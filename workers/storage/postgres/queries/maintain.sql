@@ -26,10 +26,10 @@ WITH renewed AS (
 ), judged AS MATERIALIZED (
     SELECT
         other.id,
-        other.id NOT IN (SELECT id FROM held) AS free,
+        other.id NOT IN (SELECT id FROM held) AND NOT other.lease_only AS free,
         CASE
             WHEN %(judge_leases)s AND other.lease_until < now() AND (SELECT to_judge FROM fit) THEN 'its lease ran out'
-            WHEN %(judge_locks)s AND other.id NOT IN (SELECT id FROM held)
+            WHEN %(judge_locks)s AND other.id NOT IN (SELECT id FROM held) AND NOT other.lease_only
                 AND other.suspect_since <= now() - interval '0.9 second'
                 AND pg_postmaster_start_time() < now() - interval '5 seconds' THEN 'its connection is gone'
         END AS verdict

@@ -1,0 +1,129 @@
+"""Row 19: PgBouncer between the runners and the server."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter, defaultdict
+from typing import Any
+
+import psycopg
+
+from tests.faults.harness import Bench, CannotRunError, Found, row, swept_away, unfinished, warm
+from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Flaky
+from tests.helpers.history import History, by, check, saying
+from tests.helpers.pooler import NoPoolerError, pooler
+from tests.helpers.processes import Crew
+from tests.helpers.runners import eventually, left
+from workers import migrate
+
+_KINDS: tuple[Any, ...] = (Brief, Effect, Flaky)
+_TYPES, _WORKERS, _LEASE = "brief,effect,flaky", 4, 2.0
+#: Its lease, a look at it by another one, and a poll.
+_WITHIN = _LEASE + 2.0
+#: What a runner changes for itself must not be what the next user of a server connection finds.
+_LEAKS = """
+SELECT name, setting FROM pg_settings
+WHERE source = 'session' AND name NOT IN ('client_encoding', 'DateStyle', 'TimeZone', 'application_name',
+    'standard_conforming_strings')
+"""
+_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+
+
+@row(
+    "19",
+    "PgBouncer in transaction mode",
+    "runners through it and one beside it, those killed again and again: named in the log, polling only, lost 0, "
+    "transactional effects exactly once, jobs of a killed one start again within its lease and 2 s, no setting or lock "
+    "is left to others; in statement mode a clear error",
+)
+def through_a_pooler(bench: Bench) -> Found:
+    jobs, kills = bench.pick(full=(10_000, 30), quick=(1_000, 4), tiny=(150, 1))
+    found = Found(injected=kills, jobs=jobs // 3 * 3)
+    with bench.server() as server, bench.history() as history:
+        migrate(server.dsn)
+        warm(server.dsn)
+        try:
+            with (
+                pooler(server, size=8) as dsn,
+                bench.workers(dsn, history) as workers,
+                psycopg.connect(server.dsn, autocommit=True) as conn,
+            ):
+                conn.execute(EFFECTS)
+                ids = _enqueued(dsn, jobs // 3)
+                _worked(bench, found, (conn, history, workers, server.dsn), ids, kills)
+                _nothing_leaked(found, dsn, conn)
+                swept_away(found, conn, workers, _TYPES)
+            with pooler(server, mode="statement") as dsn, bench.workers(dsn, history) as workers:
+                refused = workers.start(_TYPES)
+                found.expect(refused.wait() != 0, "it works in statement mode")
+        except NoPoolerError as error:
+            raise CannotRunError(str(error)) from error
+    return found
+
+
+def _enqueued(dsn: str, n: int) -> dict[type, list[int | None]]:
+    """Through the pooler, in batches and one by one."""
+    with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as producer:
+        ids = {
+            kind: kind.enqueue_batch(producer, [kind(key=key, seconds=0.02) for key in range(n)])
+            for kind in _KINDS
+        }
+        for kind in _KINDS:
+            ids[kind] += [kind(key=n + key, seconds=0.02).enqueue(producer) for key in range(10)]
+    return ids
+
+
+def _worked(
+    bench: Bench,
+    found: Found,
+    stage: tuple[psycopg.Connection[Any], History, Crew, str],
+    ids: dict[type, list[int | None]],
+    kills: int,
+) -> None:
+    conn, history, workers, direct = stage
+    beside = workers.start(_TYPES, workers=_WORKERS, lease=_LEASE, database_url=direct)
+    members = [workers.start(_TYPES, workers=_WORKERS, lease=_LEASE) for _ in range(3)]
+    for member in (beside, *members):
+        member.ready()
+    everything = [job for each in ids.values() for job in each]
+    killed: dict[str, float] = {}
+    for number in range(1, kills + 1):
+        history.wait_for("start", count=number * len(everything) // (kills + 1), seconds=120)
+        victim = members.pop(bench.chance.randrange(len(members)))
+        history.wait_for("start", where=by(victim.name))
+        killed[victim.name] = victim.kill()
+        members.append(workers.start(_TYPES, workers=_WORKERS, lease=_LEASE))
+    eventually(lambda: left(conn)["background_jobs"] == 0, 120)
+    for member in (beside, *members):
+        member.ready()
+        member.send(signal.SIGTERM)
+        found.expect(member.wait() == 0, f"{member.name} did not end well")
+    for name in (*killed, *(member.name for member in members)):
+        told = history.events("log", where=saying("through a pooler", name))
+        found.expect(bool(told), f"{name} did not say that there is a pooler")
+    found.expect(not history.events("session lost"), "a living runner lost its session")
+    events = history.events()
+    found.judge(check(events, everything), duplicates=kills * 2 * _WORKERS)
+    starts: dict[int, list[float]] = defaultdict(list)
+    for event in history.events("start"):
+        starts[event.job].append(event.at)
+    for job, at in unfinished(events, killed).items():
+        if again := [later for later in starts[job] if later > at]:
+            found.recovered(min(again) - at, within=_WITHIN * bench.margin)
+    effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
+    wrong = [job for job in ids[Effect] if effects[job or 0] != 1]
+    found.expect(not wrong, f"effects that are not there exactly once: {wrong[:10]}")
+
+
+def _nothing_leaked(found: Found, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    """On the server connections that the pooler has: as many clients at once as it has of them."""
+    links = [psycopg.connect(dsn, prepare_threshold=None) for _ in range(8)]
+    try:
+        leaks = {leak for link in links for leak in link.execute(_LEAKS.encode()).fetchall()}
+        found.expect(not leaks, f"settings that are left to others: {sorted(leaks)}")
+    finally:
+        for link in links:
+            link.close()
+    found.expect(
+        conn.execute(_LOCKS).fetchone() == (0,), "advisory locks are left on server connections"
+    )
