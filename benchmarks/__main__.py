@@ -19,6 +19,7 @@ from .cost import python_time, telemetry_cost
 from .drain import drain, drain_best
 from .drain2 import drain2
 from .enqueue import enqueue, enqueue_batch, enqueue_copy, enqueue_quiet
+from .enqueue_parts import enqueue_parts
 from .flush import flush_claims, flush_enqueue
 from .goals import judge
 from .idle import idle
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[Options], Result]] = {
     "flush_claims": flush_claims,
     "flush_enqueue": flush_enqueue,
     "wakeup": wakeup,
+    "enqueue_parts": enqueue_parts,
     "python_time": python_time,
     "telemetry": telemetry_cost,
 }

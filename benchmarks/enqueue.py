@@ -12,14 +12,23 @@ from .bench import Options, fresh_schema, interleave, rows
 from .jobs import Noop
 from .report import Pair, Result, Sample, summarize
 
-__all__ = ["Connection", "enqueue", "enqueue_batch", "enqueue_copy", "enqueue_quiet"]
+__all__ = [
+    "BARE_QUIET",
+    "WARM_UP",
+    "Connection",
+    "enqueue",
+    "enqueue_batch",
+    "enqueue_copy",
+    "enqueue_quiet",
+    "payload",
+]
 
 _BARE = """
 WITH job AS (
     INSERT INTO background_jobs (job_type, queue, data) VALUES ('noop', 'default', %s::jsonb) RETURNING id
 ) SELECT id, pg_notify('bare', id::text) FROM job
 """
-_BARE_QUIET = (
+BARE_QUIET = (
     "INSERT INTO background_jobs (job_type, queue, data) VALUES ('noop', 'default', %s::jsonb)"
 )
 _BARE_BATCH = """
@@ -31,7 +40,7 @@ Connection = psycopg.Connection[Any]
 #: Enqueues that many jobs.
 Side = Callable[[Connection, int], None]
 #: Until psycopg has prepared the statement, and the server has its plan.
-_WARM_UP = 50
+WARM_UP = 50
 
 
 def enqueue(options: Options) -> Result:
@@ -39,7 +48,7 @@ def enqueue(options: Options) -> Result:
 
     def bare(conn: Connection, n: int) -> None:
         for number in range(n):
-            conn.execute(_BARE, [_payload(number)]).fetchall()
+            conn.execute(_BARE, [payload(number)]).fetchall()
 
     n = options.pick(full=2_000, quick=500, tiny=50)
     return summarize(Result, "enqueue", n, _pairs(options, n, _one_by_one, bare))
@@ -54,7 +63,7 @@ def enqueue_quiet(options: Options) -> Result:
 
     def bare(conn: Connection, n: int) -> None:
         for number in range(n):
-            conn.execute(_BARE_QUIET, [_payload(number)])
+            conn.execute(BARE_QUIET, [payload(number)])
 
     n = options.pick(full=2_000, quick=500, tiny=50)
     return summarize(Result, "enqueue_quiet", n, _pairs(options, n, library, bare))
@@ -67,7 +76,7 @@ def enqueue_batch(options: Options) -> Result:
         Noop.enqueue_batch(conn, [Noop(number=number) for number in range(n)])
 
     def bare(conn: Connection, n: int) -> None:
-        payloads = [_payload(number) for number in range(n)]
+        payloads = [payload(number) for number in range(n)]
         conn.execute(_BARE_BATCH, [payloads]).fetchall()
 
     n = options.pick(full=20_000, quick=5_000, tiny=100)
@@ -81,7 +90,7 @@ def enqueue_copy(options: Options) -> Result:
         Noop.enqueue_batch(conn, [Noop(number=number) for number in range(n)], return_ids=False)
 
     def bare(conn: Connection, n: int) -> None:
-        text = "".join([f"noop\tdefault\t{_payload(number)}\n" for number in range(n)])
+        text = "".join([f"noop\tdefault\t{payload(number)}\n" for number in range(n)])
         with conn.cursor().copy(_BARE_COPY) as stream:
             stream.write(text)
 
@@ -89,7 +98,8 @@ def enqueue_copy(options: Options) -> Result:
     return summarize(Result, "enqueue_copy", n, _pairs(options, n, library, bare))
 
 
-def _payload(number: int) -> str:
+def payload(number: int) -> str:
+    """That of Noop, written by hand."""
     return f'{{"number":{number}}}'
 
 
@@ -101,11 +111,11 @@ def _one_by_one(conn: Connection, n: int) -> None:
 def _pairs(options: Options, n: int, library: Side, bare: Side) -> list[Pair]:
     def measured(side: Side) -> Sample:
         with fresh_schema(options) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
-            side(conn, _WARM_UP)
+            side(conn, WARM_UP)
             start = time.perf_counter()
             side(conn, n)
             seconds = time.perf_counter() - start
-            return Sample(per_second=n / seconds, exactly_once=rows(dsn) == n + _WARM_UP)
+            return Sample(per_second=n / seconds, exactly_once=rows(dsn) == n + WARM_UP)
 
     # these runs are short: the median of more of them is steadier
     pairs = options.pick(full=15, quick=5, tiny=1)

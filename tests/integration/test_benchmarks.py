@@ -24,6 +24,7 @@ MORE = {
     "scheduled": {"points"},
     "pinned": {"points", "whole_per_second"},
     "wakeup": {"notice_us", "to_claim_us", "claim_us", "to_job_us"},
+    "enqueue_parts": {"bare_us", "returning_us", "statement_us", "encode_us", "rest_us"},
     "flush_claims": {"p50_ms", "limit_p50_ms", "drain_ratio"},
     "flush_enqueue": {"points"},
     "memory": {"rss_mb", "limit_rss_mb"},
