@@ -8,7 +8,16 @@ from typing import Any
 
 import psycopg
 
-from tests.faults.harness import Bench, CannotRunError, Found, row, swept_away, unfinished
+from tests.faults.harness import (
+    Bench,
+    CannotRunError,
+    Found,
+    Scale,
+    row,
+    swept_away,
+    unfinished,
+    warm,
+)
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Flaky
 from tests.helpers.history import History, by, check, saying
 from tests.helpers.pooler import NoPoolerError, pooler
@@ -41,6 +50,10 @@ def through_a_pooler(bench: Bench) -> Found:
     found = Found(injected=kills, jobs=jobs // 3 * 3)
     with bench.server() as server, bench.history() as history:
         migrate(server.dsn)
+        if (
+            bench.scale is not Scale.TINY
+        ):  # the one beside is to have every reason to judge by locks
+            warm(server.dsn)
         try:
             with (
                 pooler(server, size=8) as dsn,
