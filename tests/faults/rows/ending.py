@@ -12,7 +12,7 @@ import psycopg
 from tests.faults.harness import Bench, Found, row
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Flaky, Held
 from tests.helpers.history import History, by, check
-from tests.helpers.processes import Crew
+from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.runners import eventually, left
 
 _KINDS: tuple[Any, ...] = (Brief, Effect, Flaky)
@@ -30,6 +30,7 @@ _POINTS = (
     "maintained",
 )
 _POINTS_IN_JOBS = ("transaction begun", "transaction written", "transaction committed")
+_PATIENCE = 60.0
 #: Seconds within which a second signal ends a runner, whatever its jobs do.
 _AT_ONCE = 5.0
 
@@ -60,11 +61,8 @@ def _at(
 ) -> None:
     """One runner, told to end at `point`; what it leaves is claimed by nobody, and another one does it."""
     conn.execute(EFFECTS)
-    ids = {
-        kind: kind.enqueue_batch(conn, [kind(key=key, seconds=0.005) for key in range(_JOBS)])
-        for kind in _KINDS
-    }
     runner = workers.start(_TYPES, workers=4, failpoints=point)
+    ids = _given(conn, runner)
     status = runner.wait()
     found.expect(status == 0, f"{point}: it ended with {status}")
     orphans = conn.execute(
@@ -75,10 +73,22 @@ def _at(
     _finished_by_another(found, conn, workers)
     found.judge(check(history.events(), [job for each in ids.values() for job in each]))
     effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
-    wrong = [job for job in ids[Effect] if effects[job] != 1]
+    wrong = [job for job in ids[Effect] if effects[job or 0] != 1]
     found.expect(not wrong, f"{point}: effects that are not there exactly once: {wrong[:10]}")
     found.injected += 1
-    found.jobs += _JOBS * len(_KINDS)
+    found.jobs += sum(map(len, ids.values()))
+
+
+def _given(conn: psycopg.Connection[Any], runner: WorkerProcess) -> dict[type, list[int | None]]:
+    """Jobs for the runner, until it has passed its point; their ids."""
+    ids: dict[type, list[int | None]] = {kind: [] for kind in _KINDS}
+    deadline = time.monotonic() + _PATIENCE
+    while runner.alive and time.monotonic() < deadline:
+        if left(conn)["background_jobs"] < _JOBS:
+            for kind in _KINDS:
+                batch = [kind(key=key, seconds=0.005) for key in range(_JOBS)]
+                ids[kind] += kind.enqueue_batch(conn, batch)
+    return ids
 
 
 def _finished_by_another(found: Found, conn: psycopg.Connection[Any], workers: Crew) -> None:
