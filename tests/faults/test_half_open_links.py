@@ -69,7 +69,7 @@ async def test_both_ends_of_every_link_notice_a_peer_that_is_gone(tcp_server: Ow
         "tcp_user_timeout": 6000,
     }
     ours = {"idle": 10, "interval": 5, "count": 3, "user_timeout": 30_000}
-    assert client_end(control._conn) == ours
+    assert client_end(control._link.conn) == ours
     for link in (storage._connector.connect(), await storage._connector.connect_async()):
         assert client_end(link) == ours
         shown = link.execute(TCP)
@@ -159,7 +159,7 @@ async def main(url):
             sys.stdin.read()
         else:
             os.close(1)
-            for conn in (control._conn,):
+            for conn in (control._link.conn,):
                 conn.close()  # whatever a child does to them
             sys.stdin.read()
             os._exit(0)
