@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from itertools import count
 
 import psycopg
 import pytest
-from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
-from tests.helpers.server import (
-    RUNS_BEFORE,
-    NoServerError,
-    TestServer,
-    connection_url,
-    find_server,
-)
-from workers.migrations import migrate
+from tests.helpers.schemas import Schemas
+from tests.helpers.server import RUNS_BEFORE, NoServerError, TestServer, find_server
 
 AsyncPool = AsyncConnectionPool[psycopg.AsyncConnection[psycopg.rows.TupleRow]]
 
 SERVER = pytest.StashKey[TestServer]()
-
-# Every backend that holds something in a schema, except the one that asks.
-HOLDERS = """
-SELECT DISTINCT activity.pid, activity.state, activity.query
-FROM pg_locks AS held
-JOIN pg_class AS relation ON relation.oid = held.relation
-JOIN pg_stat_activity AS activity ON activity.pid = held.pid
-WHERE relation.relnamespace = to_regnamespace(%s) AND activity.pid <> pg_backend_pid()
-  AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
-
-_schema_numbers = count(1)
 
 
 @pytest.fixture(scope="session")
@@ -60,26 +40,40 @@ def admin(server: TestServer) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def schemas(admin: psycopg.Connection, server: TestServer) -> Iterator[Schemas]:
+    """Where the tests have their schemas from."""
+    found = Schemas(admin, server.dsn)
+    yield found
+    found.close()
+
+
 @pytest.fixture
-def raw_schema(admin: psycopg.Connection) -> Iterator[str]:
+def raw_schema(schemas: Schemas) -> Iterator[str]:
     """The name of a schema of this test's own, without tables; dropped afterwards."""
-    name = f"test_{os.getpid()}_{next(_schema_numbers)}"
-    admin.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+    name = schemas.empty()
     yield name
-    _drop(admin, name)
+    schemas.drop(name)
 
 
 @pytest.fixture
-def raw_database_url(server: TestServer, raw_schema: str) -> str:
+def raw_database_url(schemas: Schemas, raw_schema: str) -> str:
     """A URL whose connections see `raw_schema` only."""
-    return connection_url(server.dsn, options=f"-csearch_path={raw_schema}")
+    return schemas.url(raw_schema)
 
 
 @pytest.fixture
-def database_url(raw_database_url: str) -> str:
-    """A URL whose connections see this test's own schema only, with the migrations applied."""
-    migrate(raw_database_url)
-    return raw_database_url
+def schema(schemas: Schemas) -> Iterator[str]:
+    """The name of a schema of this test's own, with the migrations applied."""
+    name, state = schemas.migrated()
+    yield name
+    schemas.give_back(name, state)
+
+
+@pytest.fixture
+def database_url(schemas: Schemas, schema: str) -> str:
+    """A URL whose connections see `schema` only."""
+    return schemas.url(schema)
 
 
 @pytest.fixture
@@ -111,19 +105,3 @@ def pytest_terminal_summary(
         terminalreporter.write_line(before)
     if SERVER in config.stash:
         terminalreporter.write_line(f"Tested on {config.stash[SERVER]}")
-
-
-def _drop(admin: psycopg.Connection, schema: str) -> None:
-    """Drop `schema`; a connection that still holds something in it is ended, and fails the test."""
-    drop = sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema))
-    try:
-        with admin.transaction():
-            admin.execute("SET LOCAL lock_timeout = '5s'")
-            admin.execute("SET LOCAL client_min_messages = warning")
-            admin.execute(drop)
-    except psycopg.errors.LockNotAvailable:
-        holders = admin.execute(HOLDERS, [schema]).fetchall()
-        for pid, _, _ in holders:
-            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-        admin.execute(drop)
-        pytest.fail(f"the test left transactions open in its schema: {holders}")

@@ -268,7 +268,7 @@ async def test_times_in_any_session(database_url: str, warm_server: None) -> Non
         assert record.run_at == when
 
 
-async def test_another_search_path(database_url: str, raw_schema: str, warm_server: None) -> None:
+async def test_another_search_path(database_url: str, warm_server: None) -> None:
     """Rule 17: a checkout that finds another search_path than the first one had sets its own, and puts that one back."""
     async with PostgresEngine.opened(database_url, max_size=1) as engine:
         await engine.storage.enqueue(mails(1))

@@ -21,11 +21,11 @@ Pools = Callable[..., AsyncConnectionPool[Any]]
 
 
 @pytest.fixture
-def elsewhere(server: TestServer, database_url: str, raw_schema: str) -> dict[str, Any]:
+def elsewhere(server: TestServer, database_url: str, schema: str) -> dict[str, Any]:
     """Arguments of a pool whose connections find the tables only because it configures them."""
 
     async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
-        await conn.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(raw_schema)))
+        await conn.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
         await conn.execute("SET statement_timeout = '61s'")
         await conn.commit()
 
