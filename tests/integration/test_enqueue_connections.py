@@ -230,6 +230,15 @@ def test_a_missing_table_of_somebody_else_gets_none(conn: psycopg.Connection) ->
     assert not hasattr(caught.value, "__notes__")
 
 
+def test_a_statement_that_somebody_else_has_prepared_gets_a_note(conn: psycopg.Connection) -> None:
+    """As through a pooler, where the next statement may find itself on another connection of the server."""
+    conn.execute("PREPARE _pg3_0 AS SELECT 1", prepare=False)
+    conn.prepare_threshold = 0
+    with pytest.raises(psycopg.errors.DuplicatePreparedStatement) as caught:
+        Catch().enqueue(conn)
+    assert any("prepare_threshold=None" in note for note in caught.value.__notes__)
+
+
 def test_a_pipeline_of_the_caller_is_joined(conn: psycopg.Connection) -> None:
     with conn.pipeline():
         ids = [Catch(number=number).enqueue(conn) for number in range(3)]

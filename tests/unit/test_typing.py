@@ -14,7 +14,7 @@ def test_a_users_program_passes_mypy_strict(tmp_path: Path) -> None:
     config = tmp_path / "mypy.ini"
     config.write_text("[mypy]\nstrict = true\nwarn_unreachable = true\n")
     command = [sys.executable, "-m", "mypy", "--config-file", str(config)]
-    command += ["--cache-dir", str(tmp_path / "cache"), str(PROGRAM)]
     root = PROGRAM.parents[2]
+    command += ["--cache-dir", str(root / ".mypy_cache" / "user_program"), str(PROGRAM)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
