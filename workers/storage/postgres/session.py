@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,13 @@ from .strays import Strays
 from .watch import LinkWatch
 
 __all__ = ["PostgresControl"]
+
+logger = logging.getLogger("workers")
+
+_POOLED = (
+    "the database is reached through a pooler, such as PgBouncer: new jobs are found by polling only, and those of a runner "
+    "that was killed start again when its lease (%g s) is over; connect to the server itself for more"
+)
 
 #: A server that says nothing for so long, or for half of the lease where that is more, counts as lost: there must be time
 #: left to take the lock again on another link. Long work that it is at, such as a large rescue, it brings to an end.
@@ -78,6 +86,8 @@ class PostgresControl:
                 queues=list(queues),
                 lease_only=self._link.pooled,
             )
+        if self._link.pooled:
+            logger.warning(_POOLED, lease)
         return self._session
 
     def recover(self, lease: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -45,13 +44,6 @@ from .statements import statement
 from .transactions import TransactionConnections
 
 __all__ = ["PostgresStorage"]
-
-logger = logging.getLogger("workers")
-
-_POOLED = (
-    "the database is reached through a pooler, such as PgBouncer: new jobs are found by polling only, and those of a runner "
-    "that was killed start again when its lease is over; connect to the server itself for more"
-)
 
 _COMPLETE, _FORGET, _HELD_IDS, _REQUEUE = map(
     statement, ("complete", "forget", "held_ids", "requeue")
@@ -129,7 +121,6 @@ class PostgresStorage:
                 "there is no table background_jobs on the search_path; run `workers migrate` first"
             )
         if self._checkout.pooled:
-            logger.warning(_POOLED)
             await self._check_pooler()
 
     async def _check_pooler(self) -> None:
