@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from tests.helpers.history import Event, Kind
 from workers import BackgroundJob, current_job
@@ -20,16 +19,13 @@ __all__ = [
     "Deadly",
     "Effect",
     "EffectInThread",
-    "Failing",
     "Flaky",
     "Held",
     "HeldInThread",
     "Later",
     "Noise",
-    "Parcel",
     "Seeing",
     "Stage",
-    "Tireless",
     "Twin",
     "job_types",
 ]
@@ -221,33 +217,6 @@ class Flaky(BackgroundJob[Stage]):
             await asyncio.sleep(self.seconds)
 
 
-class Failing(BackgroundJob[Stage]):
-    """Fails, always."""
-
-    async def run(self, stage: Stage) -> None:
-        with stage.run():
-            raise ValueError("always")
-
-
-class Tireless(Failing):
-    """The same, whatever its counters say."""
-
-    max_attempts = 2**31 - 1
-
-
-class Parcel(BackgroundJob[Stage]):
-    """Carries what may be poison."""
-
-    number: int = 0
-    ratio: float = 0.0
-    text: str = ""
-    anything: Any = None
-
-    async def run(self, stage: Stage) -> None:
-        with stage.run():
-            pass
-
-
 class Later(BackgroundJob[Stage]):
     """A type that an older worker does not know."""
 
@@ -272,9 +241,6 @@ BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
         Deadly,
         Blocking,
         Flaky,
-        Failing,
-        Tireless,
-        Parcel,
         Later,
     )
 }

@@ -14,9 +14,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from tests.faults.harness import Bench, Found, row
-from tests.helpers.fault_jobs import Parcel
 from tests.helpers.history import check, saying
 from tests.helpers.poison import BY_API, BY_FUNCTION, DEAD, FAR, HOSTILE, REFUSED, UNKNOWN
+from tests.helpers.poison_jobs import Parcel
 from tests.helpers.runners import eventually, left
 from workers import InvalidJobError, JobState
 from workers.job import JobRecord
