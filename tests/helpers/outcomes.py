@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from workers import Cancel, Discard, InvalidJobError, JobState, Snooze
@@ -11,6 +12,12 @@ from workers import Cancel, Discard, InvalidJobError, JobState, Snooze
 __all__ = ["RAISED", "RETURNED", "STEERED", "Leaver", "NoReason", "raised"]
 
 _HUGE = 100_000_000
+
+
+@cache
+def _huge(text: str) -> str:
+    """`text` again and again; made once, as making it is not what is to be looked at."""
+    return text * (_HUGE // len(text))
 
 
 class Odd(BaseException):
@@ -100,10 +107,10 @@ RAISED: dict[str, tuple[Callable[[], BaseException], str]] = {
     "group": (lambda: ExceptionGroup("two", [ValueError("a"), TypeError("b")]), "TypeError: b"),
     "nul": (lambda: ValueError("a\0b"), "a\\x00b"),
     "surrogate": (lambda: ValueError("a\ud800b"), "a\\ud800b"),
-    "huge": (lambda: ValueError("x" * _HUGE + "end"), "xend"),
-    "many_lines": (lambda: ValueError("x\n" * (_HUGE // 2)), "x\n"),
-    "many_surrogates": (lambda: ValueError("\ud800" * (_HUGE // 3)), "\\ud800"),
-    "many_nuls": (lambda: ValueError("\0" * _HUGE), "\\x00"),
+    "huge": (lambda: ValueError(_huge("x")), "xx\n"),
+    "many_lines": (lambda: ValueError(_huge("x\n")), "x\n"),
+    "many_surrogates": (lambda: ValueError(_huge("\ud800")), "\\ud800"),
+    "many_nuls": (lambda: ValueError(_huge("\0")), "\\x00"),
     "recursion": (deep, "RecursionError"),
     "unprintable_args": (lambda: ValueError(Mute()), "ValueError"),
     "classless": (Classless, "Classless"),
@@ -115,10 +122,10 @@ RAISED: dict[str, tuple[Callable[[], BaseException], str]] = {
 #: Those that say themselves what becomes of the job: that, and a part of the reason.
 STEERED: dict[str, tuple[Callable[[], BaseException], JobState, str]] = {
     "cancel_nul": (lambda: Cancel("a\0b\ud800"), JobState.CANCELLED, "a\\x00b\\ud800"),
-    "cancel_huge": (lambda: Cancel("x\n" * (_HUGE // 2) + "end"), JobState.CANCELLED, "end"),
+    "cancel_huge": (lambda: Cancel(_huge("x\n")), JobState.CANCELLED, "x\nx"),
     "cancel_mute": (NoReason, JobState.CANCELLED, "text can't be had"),
     "discard_nul": (lambda: Discard("a\0b\ud800"), JobState.DEAD, "a\\x00b\\ud800"),
-    "discard_huge": (lambda: Discard("x\n" * (_HUGE // 2) + "end"), JobState.DEAD, "end"),
+    "discard_huge": (lambda: Discard(_huge("x\n")), JobState.DEAD, "x\nx"),
     "discard_leaver": (lambda: Discard(Leaver()), JobState.DEAD, "text can't be had"),  # type: ignore[arg-type]
 }
 
@@ -131,7 +138,7 @@ def raised(what: str) -> BaseException:
 RETURNED: dict[str, Callable[[], object]] = {
     "nul": lambda: "a\0b",
     "surrogate": lambda: "a\ud800b",
-    "huge": lambda: b"x" * _HUGE,
+    "huge": lambda: _huge("x"),
     "nan": lambda: float("nan"),
     "mute": Mute,
     "leaver": Leaver,
