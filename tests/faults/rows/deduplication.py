@@ -18,6 +18,8 @@ from tests.helpers.history import Event, History, check
 from tests.helpers.processes import Crew
 from tests.helpers.runners import eventually, left
 
+__all__ = ["last_starts"]
+
 _PATIENCE = 120.0
 _KEYS = 1000
 #: Identical jobs of which more than one waits.
@@ -103,7 +105,7 @@ def _judge(found: Found, history: History, told: list[_Told]) -> None:
     ids = [answer.job for answer in told]
     found.judge(check(events, ids, explained=gave_way))
     found.expect(None in ids, "nobody found an identical job waiting")
-    last = _last_starts(events)
+    last = last_starts(events)
     missed = [answer for answer in told if last.get(str(answer.key), 0.0) < answer.at]
     found.lost += len(missed)
     found.expect(not missed, f"lost, as nothing ran for them afterwards: {missed[:10]}")
@@ -117,7 +119,7 @@ def _judge(found: Found, history: History, told: list[_Told]) -> None:
     found.jobs += len(kinds)
 
 
-def _last_starts(events: list[Event]) -> dict[str, float]:
+def last_starts(events: list[Event]) -> dict[str, float]:
     """For each text, the latest start of a run that came to its end."""
     begun = {(event.job, event.token): event for event in events if event.what == "start"}
     last: dict[str, float] = defaultdict(float)

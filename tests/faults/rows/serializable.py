@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,9 @@ import psycopg
 from psycopg import sql
 
 from tests.faults.harness import Bench, Found, row, swept_away, unfinished
+from tests.faults.rows.deduplication import last_starts
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Unique
-from tests.helpers.history import History, check
+from tests.helpers.history import Event, History, check
 from tests.helpers.processes import Crew
 from tests.helpers.role_users import dropped_roles, login, user_url
 from tests.helpers.runners import eventually, left
@@ -115,7 +117,7 @@ def _once(
 
     ids = {job: kind for each in producers for job, kind in each.ids.items()}
     events = history.events()
-    gave_way = {event.job for event in events if event.what == "superseded"}
+    gave_way = _gave_way(events, producers)
     found.judge(check(events, ids, explained=gave_way), duplicates=kills * 2 * _WORKERS)
     starts: dict[int, list[float]] = defaultdict(list)
     for event in history.events("start"):
@@ -138,12 +140,26 @@ def _once(
     swept_away(found, conn, workers, _TYPES)
 
 
+def _gave_way(events: list[Event], producers: list[_Producer]) -> set[int]:
+    """The deduplicated jobs after whose last sign of life an identical one ran. (Who removed them may have been killed
+    before it could say so.)"""
+    last = last_starts(events)
+    seen = {job: asked for each in producers for job, (_, asked) in each.unique.items()}
+    for event in events:
+        if event.job in seen:
+            seen[event.job] = max(seen[event.job], event.at)
+    keys = {job: key for each in producers for job, (key, _) in each.unique.items()}
+    return {job for job, at in seen.items() if last[str(keys[job])] > at}
+
+
 class _Producer:
     """Enqueues in serializable transactions that read what the others write, and repeats what is refused."""
 
     def __init__(self, seed: float) -> None:
         self._chance = random.Random(seed)
         self.ids: dict[int, type] = {}
+        #: Of deduplicated ones: key, and when it was asked for.
+        self.unique: dict[int, tuple[int, float]] = {}
         self.repeated = 0
 
     def work(self, url: str, jobs: int) -> None:
@@ -156,12 +172,16 @@ class _Producer:
                     self.repeated += 1
 
     def _enqueued(self, conn: psycopg.Connection[Any], kind: Any, keys: list[int]) -> bool:
+        asked = time.monotonic()
         try:
             with conn.transaction():
                 conn.execute("SELECT count(*) FROM background_jobs WHERE priority = 7")
                 ids = kind.enqueue_batch(conn, [kind(key=key) for key in keys[1:]])
-                ids.append(kind(key=keys[0]).enqueue(conn, priority=self._chance.choice((0, 7))))
+                ids.insert(0, kind(key=keys[0]).enqueue(conn))
         except psycopg.errors.SerializationFailure:
             return False
-        self.ids |= {job: kind for job in ids if job is not None}
+        found = [(job, key) for job, key in zip(ids, keys, strict=True) if job is not None]
+        self.ids |= {job: kind for job, _ in found}
+        if kind is Unique:
+            self.unique |= {job: (key, asked) for job, key in found}
         return True
