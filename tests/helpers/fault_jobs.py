@@ -27,6 +27,7 @@ __all__ = [
     "Seeing",
     "Stage",
     "Twin",
+    "Unique",
     "job_types",
 ]
 
@@ -167,7 +168,7 @@ class Twin(BackgroundJob[Stage]):
 
 
 class Seeing(BackgroundJob[Stage]):
-    """Deduplicated; writes down the value that it sees in the table `setting`."""
+    """Deduplicated; writes down the value that it sees in its row of the table `setting`."""
 
     deduplicated = True
     transactional = True
@@ -175,9 +176,25 @@ class Seeing(BackgroundJob[Stage]):
     key: int = 0
 
     async def run(self, stage: Stage) -> None:
-        cursor = await current_job().connection.execute("SELECT value FROM setting")
+        query = "SELECT value FROM setting WHERE key = %s"
+        cursor = await current_job().connection.execute(query, [self.key])
         with stage.run((await cursor.fetchone())[0]):
             pass
+
+
+class Unique(BackgroundJob[Stage]):
+    """Deduplicated; says which one it is. Every seventh fails once, and meets others on its way back."""
+
+    deduplicated = True
+    backoff = 0.0
+
+    key: int = 0
+
+    async def run(self, stage: Stage) -> None:
+        with stage.run(str(self.key)):
+            if self.key % 7 == 0 and current_job().attempt == 1:
+                raise RuntimeError("the first time")
+            await asyncio.sleep(0.001)
 
 
 class Deadly(BackgroundJob[Stage]):
@@ -238,6 +255,7 @@ BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
         EffectInThread,
         Twin,
         Seeing,
+        Unique,
         Deadly,
         Blocking,
         Flaky,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from contextlib import AsyncExitStack
 
 import anyio
@@ -92,41 +91,6 @@ async def test_an_uncommitted_twin_is_waited_for(
                 tasks.start_soon(enqueue, number)
                 await postgres.wait_blocked()
     assert [job_id is None for job_id in fresh] == [False, True]
-
-
-async def test_races_leave_no_live_duplicates(database_url: str, postgres: PostgresEngine) -> None:
-    """FAULTS 14: 8 enqueuers on the same keys while jobs are claimed: never two waiting, and none is lost."""
-    runner, keys, rounds = postgres.runner(), 40, 3
-    accepted: Counter[int] = Counter()
-    ran: Counter[str] = Counter()
-
-    async def enqueuer(seed: int) -> None:
-        order = random.Random(seed)
-        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn:
-            for _ in range(rounds):
-                for number in order.sample(range(keys), keys):
-                    job_id = await produce(conn, number)
-                    accepted[number] += job_id is not None
-
-    async def claimer(done: anyio.Event) -> None:
-        while not done.is_set():
-            jobs = await runner.take(10)
-            ran.update(job.data for job in jobs)
-            await runner.complete(jobs)
-
-    done = anyio.Event()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(claimer, done)
-        async with anyio.create_task_group() as enqueuers:
-            for seed in range(8):
-                enqueuers.start_soon(enqueuer, seed)
-        done.set()
-    waiting = postgres.conn.execute(
-        "SELECT data::text, count(*) FROM background_jobs GROUP BY 1"
-    ).fetchall()
-    assert all(number == 1 for _, number in waiting)
-    ran.update(data for data, _ in waiting)
-    assert {f'{{"number": {number}}}': accepted[number] for number in range(keys)} == ran
 
 
 async def test_batches_that_share_keys_do_not_deadlock(

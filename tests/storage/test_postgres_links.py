@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-
 import anyio
 from anyio import to_thread
 
 from tests.storage.engines import LEASE, NEVER, PostgresEngine, ids, mails
 from workers.errors import StorageUnavailableError
-from workers.lifecycle import Archive, Bury, Delete, Release, Retry, Transition, Wait
-
-ENDS: list[Transition] = [
-    Archive("completed"),
-    Bury("over"),
-    Delete(),
-    Release(),
-    Retry(0.0, "boom"),
-    Wait(60.0),
-]
 
 
 def terminate(postgres: PostgresEngine, session: int) -> None:
@@ -46,28 +33,6 @@ async def test_a_terminated_control_link_is_noticed_at_once(postgres: PostgresEn
         raise AssertionError("the link should be gone")
     assert not other.maintain().rescue
     assert await runner.complete(jobs) == set(ids(jobs))
-
-
-async def test_overlapping_settles_do_not_deadlock(postgres: PostgresEngine) -> None:
-    """FAULTS 12: two writers of the same jobs, each in its own order; each job is written once, and nobody sees 40P01."""
-    runner = postgres.runner()
-    await postgres.storage.enqueue([*mails(100), *mails(100, deduplicated=True, priority=1)])
-    jobs = await runner.take(200)
-    written: Counter[int] = Counter()
-
-    async def writer(seed: int) -> None:
-        order = random.Random(seed)
-        for _ in range(4):
-            some = order.sample(jobs, 150)
-            plain, rest = some[:50], some[50:]
-            written.update(await runner.complete(plain))
-            settled = await runner.settle(rest, *order.choices(ENDS, k=len(rest)))
-            written.update([*settled.written, *settled.superseded])
-
-    async with anyio.create_task_group() as tasks:
-        for seed in range(4):
-            tasks.start_soon(writer, seed)
-    assert set(written.values()) == {1}
 
 
 async def test_a_deadlock_is_tried_again(postgres: PostgresEngine) -> None:

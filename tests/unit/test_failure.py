@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -74,3 +76,22 @@ def test_a_long_chain_of_causes() -> None:
     text = describe(error)
     assert len(text) <= MAX_ERROR
     assert text.endswith("ValueError: 2999\n")
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000_000, "x\n" * 5_000_000, "é\ud800" * 5_000_000])
+def test_a_huge_text_is_cut_before_it_is_formatted(text: str) -> None:
+    """Of what a cause, a note or a member of a group says too."""
+    error = ExceptionGroup("begin" + text, [ValueError(text), SyntaxError(text)])
+    error.__cause__ = KeyError(text)
+    error.add_note(text)
+    error.add_note("the last note")
+    began = time.process_time()
+    described = describe(error)
+    # to format the lines alone takes seconds
+    assert time.process_time() - began < 1
+    assert len(described) <= 6 * MAX_ERROR
+    assert described.startswith("KeyError: ")
+    alone = describe(ValueError(f"begin{text}end"))
+    assert alone.startswith("ValueError: begin")
+    assert alone.count("characters ...]") == 1
+    assert alone.endswith("end\n")

@@ -85,7 +85,7 @@ class UnspeakableError(Exception):
         raise SystemExit
 
 
-def test_exception_that_can_not_be_shown_is_logged_without_its_traceback(
+def test_an_exception_is_logged_as_it_is_stored_and_asked_for_nothing_more(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     plain = logging.StreamHandler()
@@ -94,7 +94,7 @@ def test_exception_that_can_not_be_shown_is_logged_without_its_traceback(
         log_end(JOB, 3, Failed("...", UnspeakableError()), Bury("failed"), 0.25)
     finally:
         job_logger.removeHandler(plain)
-    assert capsys.readouterr().err == "job 7 (send) is dead: failed\n"
+    assert capsys.readouterr().err == "job 7 (send) is dead: failed\n...\n"
 
 
 def test_completions_are_not_logged_above_debug(caplog: pytest.LogCaptureFixture) -> None:

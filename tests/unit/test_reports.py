@@ -19,7 +19,7 @@ from workers.runtime.gate import Gate
 from workers.runtime.ledger import Ledger
 from workers.runtime.reports import Reports
 from workers.runtime.work_queue import WorkQueue
-from workers.storage.base import DeadSession, Storage, Wake
+from workers.storage.base import DeadSession, Maintenance, Storage, Wake
 from workers.telemetry import JobSuperseded, SessionLost, subscribe
 
 
@@ -138,3 +138,15 @@ async def test_a_wake_up_reaches_hints_and_claimers(bench: Bench) -> None:
         bench.reports.wake(wake)
     assert bench.storage.wakes == wakes
     assert bench.claimer.woken == 2
+
+
+async def test_a_name_that_somebody_wrote_into_the_table_is_one_line_of_the_log(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "send\nCRITICAL all is lost\x1b[31m"
+    bench.reports.maintained(Maintenance(alive=True, unknown=[(name, "default"), ("send", "")]))
+    bench.reports.maintained(Maintenance(alive=True, stray=[(name, "elsewhere")]))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert all(text.isprintable() for text in said)
+    assert "jobs of type send have been waiting" in said[1]

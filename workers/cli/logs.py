@@ -80,7 +80,7 @@ def _details(formatter: logging.Formatter, record: logging.LogRecord) -> list[st
     """The traceback and the stack of a record that has them."""
     found = []
     if record.exc_info and record.exc_info[0] is not None and not _says_all(record):
-        found.append(formatter.formatException(record.exc_info))
+        found.append(record.exc_text or formatter.formatException(record.exc_info))
     if record.stack_info:
         found.append(formatter.formatStack(record.stack_info))
     return found

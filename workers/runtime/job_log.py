@@ -11,6 +11,7 @@ from typing import Any
 
 from ..job import ClaimedJob
 from ..lifecycle import Archive, Bury, Completed, Failed, Outcome, Retry, Transition
+from .failure import describe
 
 __all__ = ["fields", "job_logger", "log_end", "log_overrun", "log_start"]
 
@@ -52,6 +53,7 @@ def log_end(
             f"ended, but its {policy} raised",
             fields(job, session),
             transition.fault,
+            describe(transition.fault),
         )
     if isinstance(outcome, Completed) and not job_logger.isEnabledFor(logging.DEBUG):
         return
@@ -69,7 +71,10 @@ def log_end(
             f"failed, next attempt in {transition.delay:.3g} s: {last_line}",
         )
         extra["retry_in"] = transition.delay
-    _log(level, job, text, extra, outcome.exception if isinstance(outcome, Failed) else None)
+    if isinstance(outcome, Failed):
+        _log(level, job, text, extra, outcome.exception, outcome.error)
+    else:
+        _log(level, job, text, extra)
 
 
 def _log(
@@ -78,13 +83,28 @@ def _log(
     text: str,
     extra: dict[str, object],
     cause: BaseException | None = None,
+    traceback: str | None = None,
 ) -> None:
     """Never raises: neither for an exception that misbehaves when it is shown, nor for a filter that does."""
     for exc_info in (_info(cause), None):
         with contextlib.suppress(BaseException):
-            job_logger.log(
-                level, "job %d (%s) %s", job.id, job.job_type, text, extra=extra, exc_info=exc_info
+            if not job_logger.isEnabledFor(level):
+                return
+            file, line, function, _ = job_logger.findCaller()
+            record = job_logger.makeRecord(
+                job_logger.name,
+                level,
+                file,
+                line,
+                "job %d (%s) %s",
+                (job.id, job.job_type, text),
+                exc_info,
+                function,
+                extra,
             )
+            # where formatters look before they make one: theirs of an exception of 100 MB would stop all jobs meanwhile
+            record.exc_text = traceback and traceback.rstrip("\n") if exc_info else None
+            job_logger.handle(record)
             return
 
 

@@ -103,7 +103,7 @@ class Reports:
                 claimer.found_suspects()
         for job_type, queue in result.stray:
             self._warn(
-                f"jobs of type {job_type} wait in queue {queue!r}, which this runner does not work; "
+                f"jobs of type {_shown(job_type)} wait in queue {queue!r}, which this runner does not work; "
                 f"configure_queue({queue!r}) would work it"
             )
         for job_type, queue in result.unknown:
@@ -111,8 +111,8 @@ class Reports:
             if queue and queue not in self._queues:
                 where += ", which no runner works,"
             self._warn(
-                f"jobs of type {job_type} have been waiting {where} for 10 s or longer, and this runner does not know the "
-                "type; unless another one does, register_job_type is missing"
+                f"jobs of type {_shown(job_type)} have been waiting {where} for 10 s or longer, and this runner does not "
+                "know the type; unless another one does, register_job_type is missing"
             )
 
     def _warn(self, text: str) -> None:
@@ -191,3 +191,8 @@ class Reports:
         self._gate.open()
         for claimer in self._claimers.values():
             claimer.wake()
+
+
+def _shown(job_type: str) -> str:
+    """A name that anybody may have written into the table, in one line."""
+    return job_type if job_type.isprintable() else repr(job_type)
