@@ -61,8 +61,8 @@ class LoopWatch:
 
     def _stacks(self) -> str:
         """Of all threads but this one, the loop's first: whoever held the GIL waits for it where that was."""
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
         frames = sys._current_frames()
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
         del frames[threading.get_ident()]
         return "".join(
             f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frames[ident]))}"
