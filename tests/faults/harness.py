@@ -162,11 +162,9 @@ class Bench:
             opened.close()
 
     @contextlib.contextmanager
-    def workers(
-        self, url: str, history: History, nursery: Nursery | None = None, name: str = "worker"
-    ) -> Iterator[Crew]:
-        """Worker processes, killed at the end; from a `nursery` with an environment of its own, if one is given."""
-        with crew(nursery or self._nursery, url, history, name) as opened:
+    def workers(self, url: str, history: History) -> Iterator[Crew]:
+        """Worker processes, killed at the end."""
+        with crew(self._nursery, url, history) as opened:
             yield opened
 
     @contextlib.contextmanager

@@ -175,7 +175,7 @@ class Reports:
         ]
         what = "the event loop has not run for %.0f s; a job blocks it"
         if everything:
-            what = "no thread of this process has run for %.0f s; it was stopped, or a job held the GIL"
+            what = "no thread of this process has run for %.0f s; it was stopped or starved, or a job held the GIL"
         logger.log(
             logging.CRITICAL if over else logging.WARNING,
             what + " (loop_stall_limit is %g s). Running: %s\n%s",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from glob import glob
 from statistics import median
@@ -18,7 +17,7 @@ from tests.helpers.clock_jobs import Clocked, Failing, Snoozing, Spawning
 from tests.helpers.fault_jobs import Brief
 from tests.helpers.history import Event, History, by, check
 from tests.helpers.nursery import Nursery, nursery
-from tests.helpers.processes import Crew
+from tests.helpers.processes import Crew, WorkerProcess, crew
 from tests.helpers.runners import eventually, left
 from tests.helpers.server import connection_url
 
@@ -97,15 +96,9 @@ def _home(place: _Place, library: str) -> contextlib.AbstractContextManager[Nurs
     )
 
 
-@contextlib.contextmanager
-def _crew(
-    bench: Bench, url: str, history: History, place: _Place, home: Nursery | None
-) -> Iterator[Crew]:
-    """Of `place`: by the environment, or in the DSN."""
-    if home is None:
-        url = connection_url(url, options=f"-cTimeZone={place.zone}")
-    with bench.workers(url, history, home, place.name) as workers:
-        yield workers
+def _in_zone(url: str, place: _Place) -> str:
+    """For processes whose environment says nothing of it."""
+    return connection_url(url, options=f"-cTimeZone={place.zone}")
 
 
 class _Site:
@@ -188,7 +181,9 @@ def _alone(bench: Bench, found: Found, homes: dict[_Place, Nursery | None]) -> N
             url = stack.enter_context(bench.database())
             conn = stack.enter_context(psycopg.connect(url, autocommit=True))
             history = stack.enter_context(bench.history())
-            workers = stack.enter_context(_crew(bench, url, history, place, home))
+            workers = stack.enter_context(
+                crew(home, url, history) if home else bench.workers(_in_zone(url, place), history)
+            )
             workers.start(_TYPES)
             sites.append(_Site(place, conn, history, workers))
         for site in sites:
@@ -197,7 +192,7 @@ def _alone(bench: Bench, found: Found, homes: dict[_Place, Nursery | None]) -> N
             site.enqueue(bench, number, longest)
         for site in sites:
             eventually(lambda: left(site.conn)["background_jobs"] == 0, _PATIENCE)  # noqa: B023
-            _ended(found, site.workers)
+            _ended(found, site.workers.members)
         medians = [site.judge(found, bench.margin) for site in sites]
         spread = max(medians) - min(medians)
         found.expect(spread < _SPREAD * bench.margin, f"the places differ by {spread:.2f} s")
@@ -208,35 +203,34 @@ def _together(bench: Bench, found: Found, homes: dict[_Place, Nursery | None]) -
     lease = bench.pick(full=3.0, quick=2.0, tiny=2.0)
     number = bench.pick(full=2_000, quick=400, tiny=400)
     with contextlib.ExitStack() as stack:
-        _, conn, history, _ = opened = stack.enter_context(bench.stage())
-        crews = [
-            stack.enter_context(_crew(bench, opened[0], history, place, home))
-            for place, home in homes.items()
-        ]
-        for workers in crews:
-            workers.start("brief", lease=lease, workers=2)
-        for workers in crews:
-            workers.members[0].ready()
+        url, conn, history, common = stack.enter_context(bench.stage())
+        members = []
+        for place, home in homes.items():
+            workers, place_url = common, _in_zone(url, place)
+            if home:
+                workers = stack.enter_context(crew(home, url, history, place.name))
+                place_url = url
+            options = {"database_url": place_url, "lease": lease, "workers": 2}
+            members.append(workers.start("brief", **options))
+        for member in members:
+            member.ready()
         # enough for three leases
-        seconds = 3 * lease * len(crews) * 2 / number
+        seconds = 3 * lease * len(members) * 2 / number
         jobs = [Brief(key=key, seconds=seconds) for key in range(number)]
         ids = Brief.enqueue_batch(conn, jobs)
         eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
-        for workers in crews:
-            _ended(found, workers)
+        _ended(found, members)
         found.judge(check(history.events(), ids))
         found.jobs += len(ids)
         for event in history.events("fenced", "session lost", "rescued"):
             found.expect(False, f"{event.process}: {event.what}, session {event.session}")
         found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
-        idle = [
-            crew.name for crew in crews if not history.events("end", where=by(f"{crew.name}-1"))
-        ]
+        idle = [one.name for one in members if not history.events("end", where=by(one.name))]
         found.expect(not idle, f"some did nothing: {idle}")
 
 
-def _ended(found: Found, workers: Crew) -> None:
-    for member in workers.members:
+def _ended(found: Found, members: list[WorkerProcess]) -> None:
+    for member in members:
         member.send(signal.SIGTERM)
         found.expect(member.wait() == 0, f"{member.name} did not end well")
 
