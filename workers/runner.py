@@ -71,6 +71,11 @@ class Runner(Generic[ContextT]):
         self._until_empty = False
         self._started = False
 
+    @property
+    def loop_stall_limit(self) -> float:
+        """Seconds after which a blocked event loop is reported."""
+        return self._config.loop_stall_limit
+
     def __repr__(self) -> str:
         names = ", ".join(job_type.name for job_type in self._registry) or "no job types"
         return f"<Runner {self._config.name}: {names}>"

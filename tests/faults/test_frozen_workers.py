@@ -1,6 +1,6 @@
-"""Fault 3: workers that stand still, or are cut off, past their lease and go on; fault 21: a job that stops the event loop.
+"""Fault 3: workers that stand still, or are cut off, past their lease and go on.
 
-Rules 2, 18, 19 and 23; guarantees 2, 4 and 5.
+Rules 2, 18 and 19; guarantees 2 and 4.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import time
 import psycopg
 
 from tests.faults.conftest import Say
-from tests.helpers.fault_jobs import Blocking, Brief, Held, HeldInThread
-from tests.helpers.history import History, by, check, saying
+from tests.helpers.fault_jobs import Brief, Held, HeldInThread
+from tests.helpers.history import History, by, check
 from tests.helpers.processes import Crew
 from tests.helpers.proxy import proxy_to
 from tests.helpers.runners import left
@@ -117,33 +117,4 @@ def test_late_writes_of_a_worker_that_was_cut_off_are_refused(
         for member in workers.members:
             member.send(signal.SIGTERM)
         assert [member.wait() for member in workers.members] == [0, 0]
-    assert left(conn) == dict.fromkeys(left(conn), 0)
-
-
-def test_a_job_that_blocks_the_event_loop_keeps_its_claim(
-    conn: psycopg.Connection, workers: Crew, history: History
-) -> None:
-    """Rules 17 and 23: the session's thread renews the lease meanwhile, and names the job and the line that blocks."""
-    lease, blocked = 1.2, 2.8
-    stuck = workers.start("blocking", lease=lease, loop_stall_limit=1)
-    stuck.ready()
-    other = workers.start("blocking,brief", lease=lease)
-    job = Blocking(seconds=blocked).enqueue(conn)
-    (started,) = history.wait_for("start")
-    other.ready()
-    Brief(key=1).enqueue(conn)
-
-    (ended,) = history.wait_for("end", where=lambda event: event.job == job)
-
-    assert ended.at - started.at > blocked > 2 * lease
-    assert (ended.process, ended.token) == (started.process, started.token)
-    assert len(history.events("start", where=lambda event: event.job == job)) == 1
-    assert history.events("rescued", "session lost", "fenced") == []
-    (stall,) = history.events("log", where=saying("event loop has not run", started.process))
-    assert stall.text.startswith("CRITICAL")
-    assert f"Running: {job} (blocking)" in stall.text
-    assert "time.sleep(self.seconds)" in stall.text
-    for member in workers.members:
-        member.send(signal.SIGTERM)
-    assert [member.wait() for member in workers.members] == [0, 0]
     assert left(conn) == dict.fromkeys(left(conn), 0)

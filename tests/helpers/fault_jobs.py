@@ -19,6 +19,7 @@ __all__ = [
     "Deadly",
     "Effect",
     "EffectInThread",
+    "Elsewhere",
     "Flaky",
     "Held",
     "HeldInThread",
@@ -244,6 +245,18 @@ class Later(BackgroundJob[Stage]):
             pass
 
 
+class Elsewhere(BackgroundJob[Stage]):
+    """The same, and in a queue that the older one does not work."""
+
+    queue = "new"
+
+    key: int = 0
+
+    async def run(self, stage: Stage) -> None:
+        with stage.run():
+            pass
+
+
 BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
     job_class.job_name: job_class
     for job_class in (
@@ -260,6 +273,7 @@ BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
         Blocking,
         Flaky,
         Later,
+        Elsewhere,
     )
 }
 

@@ -56,13 +56,15 @@ class Nursery:
 
 
 @contextlib.contextmanager
-def nursery() -> Iterator[Nursery]:
-    """A nursery, ended with the block."""
+def nursery(**environment: str) -> Iterator[Nursery]:
+    """A nursery, ended with the block; it and its children get `environment` in addition to this process's."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
             command = [sys.executable, "-m", "tests.helpers.nursery", str(theirs.fileno())]
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=os.environ | environment
+            )
         yield Nursery(ours)
         ours.shutdown(socket.SHUT_RDWR)
     process.wait()

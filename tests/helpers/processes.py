@@ -90,15 +90,18 @@ class WorkerProcess:
 class Crew:
     """The worker processes of one test, on one database."""
 
-    def __init__(self, nursery: Nursery, database_url: str, history: History) -> None:
+    def __init__(
+        self, nursery: Nursery, database_url: str, history: History, name: str = "worker"
+    ) -> None:
         self.database_url = database_url
+        self.name = name
         self.members: list[WorkerProcess] = []
         self._nursery = nursery
         self._history = history
 
     def start(self, types: str, *flags: str, **options: object) -> WorkerProcess:
         """Start one: `start("brief,held", "--until-empty", lease=1)`. It may not be ready yet."""
-        name = f"worker-{len(self.members) + 1}"
+        name = f"{self.name}-{len(self.members) + 1}"
         arguments = ["--name", name, "--types", types, *flags]
         for option, value in ({"database_url": self.database_url} | options).items():
             arguments += [f"--{option.replace('_', '-')}", str(value)]
@@ -113,9 +116,11 @@ class Crew:
 
 
 @contextlib.contextmanager
-def crew(nursery: Nursery, database_url: str, history: History) -> Iterator[Crew]:
-    """A crew; whoever of it is left at the end is killed."""
-    own = Crew(nursery, database_url, history)
+def crew(
+    nursery: Nursery, database_url: str, history: History, name: str = "worker"
+) -> Iterator[Crew]:
+    """A crew; whoever of it is left at the end is killed. Several on one history need a `name` each."""
+    own = Crew(nursery, database_url, history, name)
     try:
         yield own
     finally:

@@ -19,7 +19,7 @@ from workers.cli.commands import workers
 SECRET = "hunter2"
 
 APP = """
-import asyncio, logging, os, sys, threading, time
+import asyncio, ctypes, logging, os, sys, threading, time
 from contextlib import asynccontextmanager
 from workers import BackgroundJob, Runner
 from workers.runtime import crew
@@ -42,6 +42,10 @@ class WaitsInThread(BackgroundJob):
 class Blocks(BackgroundJob):
     async def run(self, ctx):
         time.sleep(600)
+
+class HoldsGil(BackgroundJob):
+    async def run(self, ctx):
+        ctypes.PyDLL(None).poll(None, 0, 600_000)
 
 class EndsLoop(BackgroundJob):
     how: str
@@ -70,7 +74,7 @@ class Logs(BackgroundJob):
 def runner(database_url):
     crew.LAST_SECONDS = 0.1  # patience with a thread that never ends
     made = Runner(database_url, None, loop_stall_limit=0.5)
-    for job_class in (Asks, Waits, WaitsInThread, Blocks):
+    for job_class in (Asks, Waits, WaitsInThread, Blocks, HoldsGil):
         made.register_job_type(job_class)
     return made
 
@@ -107,6 +111,9 @@ class WaitsInThread(Asks): ...
 
 
 class Blocks(Asks): ...
+
+
+class HoldsGil(Asks): ...
 
 
 class EndsLoop(Asks):

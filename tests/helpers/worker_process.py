@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 
-import tests.helpers.poison_jobs  # noqa: F401 - makes its types known
+from tests.helpers import clock_jobs, misbehaving_jobs, poison_jobs  # noqa: F401 - add their job types
 from tests.helpers.fault_jobs import Stage, job_types
 from tests.helpers.history import Event
 from workers import Runner, failpoints, telemetry

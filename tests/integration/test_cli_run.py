@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.helpers.shop import (
     Asks,
     Blocks,
     EndsLoop,
+    HoldsGil,
     LeavesBehind,
     Logs,
     Shop,
@@ -98,6 +100,20 @@ def test_loop_that_stalls_ends_the_process(
     assert f"{job_id} (blocks)" in output
     assert "time.sleep(600)" in output
     assert "Fatal" not in output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no watchdog elsewhere")
+def test_gil_that_is_not_let_go_ends_the_process(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """No thread of it runs any more, but its stack is told."""
+    HoldsGil().enqueue(conn)
+    process = shop.run(database_url)
+    output = process.rest()
+    assert process.returncode == 1
+    assert "Timeout" in output
+    assert re.search(r"shop\.py.* in run\b", output)
+    assert rows(conn) == [(True, 0, 0)]  # until its session is found dead
 
 
 @pytest.mark.parametrize("how", ["stop", "exit"])

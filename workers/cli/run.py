@@ -23,6 +23,7 @@ from .command import Command, show_tracebacks
 from .database import VARIABLE, database_option, resolve
 from .processes import Processes, watched_by_parent
 from .tally import Tally
+from .watchdog import watchdog
 
 __all__ = ["JOBS_LEFT", "LOOP_ENDED", "LOOP_STALLED", "run"]
 
@@ -44,7 +45,8 @@ _EPILOG = """
 \b
 Exit codes:
   0  shut down in order: jobs have finished, or went back to their queue
-  1  it could not start, or it died
+  1  it could not start, or it died; or a job held the GIL for longer than the
+     limit of 4: standard error has the stack (on Linux)
   2  wrong usage
   3  some jobs would not stop (a thread can't be stopped) and were left behind;
      other runners give them back, as after a crash
@@ -160,7 +162,7 @@ class _Service:
     async def _run(self, runner: Runner[Any]) -> list[int]:
         self.is_running = True
         try:
-            with Tally(), watched_by_parent():
+            with Tally(), watched_by_parent(), watchdog(runner.loop_stall_limit):
                 unfinished = await runner.run(on_stall=lambda seconds, frames: _leave(LOOP_STALLED))
         except Exception:
             self.is_running = False

@@ -1,4 +1,7 @@
-"""Whether the event loop still turns, as seen from another thread: one that stands still runs no job, and says nothing."""
+"""Whether the event loop still turns, as seen from another thread: one that stands still runs no job, and says nothing.
+
+Code that holds the GIL stops that other thread as well. It finds out afterwards, by having slept for too long.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,10 @@ STALL_WARNING = 3.0
 class Stalled(Protocol):
     """Told, on the watching thread, how long the loop has stood still, and where."""
 
-    def __call__(self, seconds: float, stack: str, *, limit: float) -> None:
-        """Once after STALL_WARNING, once after the limit."""
+    def __call__(
+        self, seconds: float, stack: str, *, limit: float, everything: bool = False
+    ) -> None:
+        """Once after STALL_WARNING, once after the limit. `everything`: all threads did, and go on by now."""
 
 
 class LoopWatch:
@@ -47,6 +52,22 @@ class LoopWatch:
         elif now - self._last_beat > self._report_at:
             self._report_at = math.inf if self._report_at >= self._limit else self._limit
             self._stalled(now - self._last_beat, self._stack(), limit=self._limit)
+
+    def overslept(self, seconds: float) -> None:
+        """The watching thread has woken up so much later than it wanted to."""
+        if seconds > self._warn_at:
+            self._last_beat = time.monotonic()  # what it missed is not the loop's fault
+            self._stalled(seconds, self._stacks(), limit=self._limit, everything=True)
+
+    def _stacks(self) -> str:
+        """Of all threads but this one, the loop's first: whoever held the GIL waits for it where that was."""
+        frames = sys._current_frames()
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        del frames[threading.get_ident()]
+        return "".join(
+            f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frames[ident]))}"
+            for ident in sorted(frames, key=lambda ident: ident != self._thread)
+        )
 
     def _stack(self) -> str:
         frame = sys._current_frames().get(self._thread)

@@ -163,7 +163,9 @@ class Reports:
         """Whether job code runs in threads. On the session thread."""
         return bool(self._threads)
 
-    def stalled(self, seconds: float, stack: str, *, limit: float) -> None:
+    def stalled(
+        self, seconds: float, stack: str, *, limit: float, everything: bool = False
+    ) -> None:
         """The loop stands still. On the session thread: nothing here may need the loop."""
         over = seconds >= limit
         running = [
@@ -171,14 +173,19 @@ class Reports:
             for queue in self._queues.values()
             for attempt in list(queue.running)
         ]
+        what = "the event loop has not run for %.0f s; a job blocks it"
+        if everything:
+            what = "no thread of this process has run for %.0f s; it was stopped or starved, or a job held the GIL"
         logger.log(
             logging.CRITICAL if over else logging.WARNING,
-            "the event loop has not run for %.0f s; a job blocks it (loop_stall_limit is %g s). Running: %s\n%s",
+            what + " (loop_stall_limit is %g s). Running: %s\n%s",
             seconds,
             limit,
             ", ".join(running) or "nothing",
             stack,
         )
+        if everything:  # it is over, and a process that was only stopped has done no wrong
+            return
         # somebody is looking into it
         debugged = any(f"{name}.py" in stack for name in ("bdb", "pydevd"))
         if over and self._on_stall is not None and not debugged:

@@ -70,8 +70,13 @@ class SessionEvents(Protocol):
     def jobs_in_threads(self) -> bool:
         """Whether job code runs in threads. Called on the session thread."""
 
-    def stalled(self, seconds: float, stack: str, *, limit: float) -> None:
-        """The loop stands still: once for a warning, once when `limit` seconds are over. Called on the thread."""
+    def stalled(
+        self, seconds: float, stack: str, *, limit: float, everything: bool = False
+    ) -> None:
+        """The loop stands still: once for a warning, once when `limit` seconds are over. Called on the thread.
+
+        `everything`: the whole process stood still, and goes on by now.
+        """
 
 
 class SessionKeeper:
@@ -149,7 +154,9 @@ class SessionKeeper:
         try:
             while not self._is_over():
                 self._tick()
+                wake_at = time.monotonic() + self._tick_every
                 self._control.wait(self._tick_every)
+                self._loop_watch.overslept(time.monotonic() - wake_at)
             released = self._end()
         except BaseException as error:
             logger.critical("the session thread died", exc_info=True)

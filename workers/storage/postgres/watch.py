@@ -15,6 +15,10 @@ import psycopg
 
 __all__ = ["LinkWatch"]
 
+#: One that keeps nothing in the kernel: closing it would let go of the GIL, and a job that held it for the whole of a wait
+#: would be somewhere else when the session thread looks who that was.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
 
 class LinkWatch:
     """Ends a wait early when it is poked, from any thread, or when the connection breaks."""
@@ -34,7 +38,7 @@ class LinkWatch:
 
     def wait(self, conn: psycopg.Connection[Any] | None, seconds: float) -> None:
         """Wait at most `seconds`."""
-        with selectors.DefaultSelector() as selector:
+        with _Selector() as selector:
             selector.register(self._awake, selectors.EVENT_READ)
             if conn is not None and not conn.closed:
                 selector.register(conn.fileno(), selectors.EVENT_READ, conn)
