@@ -1,7 +1,7 @@
 """A runner in a process of its own, to be killed (see tests/helpers/nursery.py, which starts it).
 
 Writes events to standard output (see tests/helpers/history.py). Takes commands on standard input, one a line: `open` lets
-held jobs go. When standard input ends, whoever started it is gone, and it leaves at once.
+held jobs go, `arm claim=stop` arms failpoints. When standard input ends, whoever started it is gone, and it leaves at once.
 """
 
 from __future__ import annotations
@@ -106,4 +106,7 @@ def _obey(loop: asyncio.AbstractEventLoop, stage: Stage) -> None:
     for line in sys.stdin:
         if line.strip() == "open":
             loop.call_soon_threadsafe(stage.open)
+        if line.startswith("arm "):
+            vars(failpoints)["hit"] = failpoints.armed(line.removeprefix("arm ").strip())
+            stage.note("log", text="armed")
     os._exit(9)

@@ -18,7 +18,7 @@ from tests.helpers.fault_jobs import (
     Flaky,
     Held,
     HeldInThread,
-    Later,
+    Twin,
 )
 from tests.helpers.history import Event, History, Kind, by, check
 from tests.helpers.processes import Crew, WorkerProcess
@@ -28,13 +28,15 @@ from tests.helpers.runners import eventually, left
 _LEASE = 1.5
 #: The lease, the sweep of a runner that looks three times in a lease, and the rescue and the claims themselves.
 _WITHIN = _LEASE * 4 / 3 + 0.25
-#: All but `later`, which is for those who wake.
+#: All but `twin`, which is for one who wakes.
 _HEIR = "held,held_in_thread,flaky,effect,effect_in_thread"
 #: Jobs of a round whose code may end twice: on a worker that was frozen or cut off, and nothing came of it, and on the heir.
-_TWICE = 14
+_TWICE = 15
 _RUNNING = """
 SELECT id, session_id, claim_token FROM background_jobs WHERE session_id IS NOT NULL AND id = ANY(%s)
 """
+_ALIVE = "SELECT count(*) FROM worker_sessions WHERE alive"
+_CRASHES = "SELECT crashes FROM background_jobs WHERE id = %s"
 
 
 @row(
@@ -118,13 +120,13 @@ class _Round:
             self._had[event.job] = names[event.process]
 
     def freeze(self) -> None:
-        """Freeze all of them; those that stop by themselves while the others are busy first."""
+        """Freeze all of them; those that stop by themselves first."""
+        self._freeze_at_a_claim()
         held = Held.enqueue_batch(self._conn, [Held(key=key) for key in range(2)])
         effects = Effect.enqueue_batch(self._conn, [Effect(key=key) for key in range(2)])
         # it has them, and has not begun
         self.claimed = self._victim("held,effect", 4, "claimed=stop")
-        self.claiming = self._victim("later", 1, "claim=stop")
-        self._stands(self.claimed, self.claiming)
+        self._stands(self.claimed)
         self._had |= dict.fromkeys([*held, *effects], self.claimed)
         # its transaction holds the row: this one is not for the heir
         committed = Effect(key=2).enqueue(self._conn)
@@ -145,8 +147,16 @@ class _Round:
         self._history.wait_for("end", count=3, where=by(self.cut_off.name))
         self.effects += [*effects, committed, *in_transactions]
         self.jobs += [*held, *self.effects]
-        # for whoever wakes
-        self.later = Later(key=1).enqueue(self._conn)
+
+    def _freeze_at_a_claim(self) -> None:
+        """Its claim will be for a session that is dead and still there, as an open transaction holds one of its jobs."""
+        clinging = Effect(key=3, seconds=1.0).enqueue(self._conn)
+        self.claiming = self._victim("effect,twin", 2)
+        self._all("start", [clinging])
+        self.claiming.arm("claim=stop")
+        self.later = Twin(key=1).enqueue(self._conn)
+        self._stands(self.claiming)
+        self.effects.append(clinging)
         self.jobs.append(self.later)
 
     def inherit(self, within: float) -> None:
@@ -161,6 +171,9 @@ class _Round:
         held = [job for job in self._had if job not in self.effects]
         everything = [*self._had]
         eventually(lambda: len(self._running(everything)) == len(held))  # the short ones are done
+        eventually(
+            lambda: self._conn.execute(_ALIVE).fetchone() == (2,)
+        )  # the heir and the sweeper
         before = self._running(held)
         for victim in self.victims:
             if victim is not self.cut_off:
@@ -168,11 +181,9 @@ class _Round:
         self._proxy.thaw()
         for victim in self.victims:
             (lost,) = self._history.wait_for("session lost", where=by(victim.name))
-            victim.open()
             if victim is self.claiming:
-                (started,) = self._all("start", [self.later])
-                if started.session != lost.session:
-                    self._found.stale_accepted += 1
+                self._claimed_anew(lost.session)
+            victim.open()
         for victim in self.in_threads:
             self._all("end", [job for job, who in self._had.items() if who is victim], victim)
         for victim in self.victims:
@@ -182,6 +193,12 @@ class _Round:
             self._found.expect(status == 0, f"{victim.name} ended with {status}")
         self._found.stale_accepted += len(before - self._running(held))
         self._refused()
+
+    def _claimed_anew(self, session: int) -> None:
+        """The claim for its dead session took nothing, else somebody would have rescued it."""
+        (started,) = self._all("start", [self.later])
+        crashes = self._conn.execute(_CRASHES, [self.later]).fetchone()
+        self._found.stale_accepted += started.session != session or crashes != (0,)
 
     def _refused(self) -> None:
         """Those that were about to write did try it; what was claimed and not begun was not started late."""
