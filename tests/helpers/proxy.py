@@ -130,9 +130,8 @@ class Proxy:
 
     async def _arm(self, trap: Trap) -> None:
         self._traps.append(trap)
-        for link in (
-            self._links
-        ):  # the server may be at such a statement, and yet to see what the caller does next
+        # the server may be at such a statement, and yet see what the caller does next
+        for link in self._links:
             link.fall()
 
     def _call(self, function: Callable[[], Any]) -> Any:
