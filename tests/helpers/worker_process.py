@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 
+from tests.helpers.far_end import FarEnd
 from tests.helpers.fault_jobs import Stage, job_types
 from tests.helpers.history import Event
 from workers import Runner, failpoints, telemetry
@@ -20,7 +21,10 @@ from workers import Runner, failpoints, telemetry
 
 def main(arguments: list[str]) -> None:
     """Run until told to stop by a signal, or until the queues are empty."""
-    asyncio.run(_main(_options(arguments)))
+    options = _options(arguments)
+    if options.network:
+        FarEnd.enter(options.network)
+    asyncio.run(_main(options))
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -35,6 +39,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--loop-stall-limit", type=float, default=60.0)
     parser.add_argument("--poll-only", action="store_true")
     parser.add_argument("--until-empty", action="store_true")
+    parser.add_argument("--network", default="", help="the network namespace to be in")
     parser.add_argument("--failpoints", default="", help="as in workers.failpoints")
     return parser.parse_args(arguments)
 
