@@ -21,6 +21,8 @@ from tests.helpers.server import connection_url
 _JOBS = 5
 #: The tcp_user_timeout of the session's link, and two sweeps of others, a second apart.
 _WITHIN = 6.0 + 2.0
+#: So long that it has no part in this.
+_LEASE = 60.0
 #: The backend that holds the lock of a session, and when it last had something to say.
 _BACKEND = """
 SELECT activity.state_change
@@ -63,6 +65,7 @@ def _one(bench: Bench, found: Found, server: OwnServer, number: int) -> None:
             workers.start(
                 "held",
                 workers=_JOBS,
+                lease=_LEASE,
                 network=end.name,
                 database_url=connection_url(url, host=end.near, sslmode="disable"),
             )
