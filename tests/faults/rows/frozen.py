@@ -122,18 +122,19 @@ class _Round:
     def freeze(self) -> None:
         """Freeze all of them; those that stop by themselves first."""
         self._freeze_at_a_claim()
+        # its transaction holds the row: this one is not for the heir
+        committed = Effect(key=2).enqueue(self._conn)
+        self.committing = self._victim("effect", 1, "transaction written=stop")
+        self._stands(self.committing)
+        for victim in (self.completing, self.settling):
+            victim.open()
+        self._stands(self.completing, self.settling)
         held = Held.enqueue_batch(self._conn, [Held(key=key) for key in range(2)])
         effects = Effect.enqueue_batch(self._conn, [Effect(key=key) for key in range(2)])
         # it has them, and has not begun
         self.claimed = self._victim("held,effect", 4, "claimed=stop")
         self._stands(self.claimed)
         self._had |= dict.fromkeys([*held, *effects], self.claimed)
-        # its transaction holds the row: this one is not for the heir
-        committed = Effect(key=2).enqueue(self._conn)
-        self.committing = self._victim("effect", 1, "transaction written=stop")
-        for victim in (self.completing, self.settling):
-            victim.open()
-        self._stands(self.committing, self.completing, self.settling)
 
         pausing = [EffectInThread(key=key, seconds=0.3) for key in range(2)]
         in_transactions = EffectInThread.enqueue_batch(self._conn, pausing)
