@@ -1,4 +1,4 @@
-"""Faults 5 and 13b: a write is carried out and its reply never arrives. Rules 2, 14, 24 and 29."""
+"""Fault 13b: a claim is carried out and its reply never arrives. Rules 2 and 29. (The simple cases: rows/replies.py.)"""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import psycopg
 import pytest
 from anyio import to_thread
 
-from tests.faults.conftest import Say
-from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Held, Stage, Twin
+from tests.helpers.fault_jobs import Brief, Stage
 from tests.helpers.history import History
 from tests.helpers.proxy import Proxy, proxy_to
 from tests.helpers.runners import arrived, eventually, hosted, left
@@ -20,8 +19,8 @@ from workers import telemetry
 #: What row 13b of the faults allows.
 RUN_WITHIN = 5.0
 
-#: Parts of statements.
-CLAIM, COMPLETION = "INTO worker_claims", "workers_complete("
+#: Part of a claim.
+CLAIM = "INTO worker_claims"
 
 
 @pytest.fixture
@@ -38,26 +37,6 @@ def stage(history: History) -> Iterator[Stage]:
         lambda event: stage.note("fenced", job=event.job_id), telemetry.JobFenced
     ):
         yield stage
-
-
-async def test_jobs_of_a_claim_whose_reply_was_lost_run_soon(
-    conn: psycopg.Connection, proxy: Proxy, history: History, stage: Stage, say: Say
-) -> None:
-    """Rule 2: what stands under the token of a lost claim is given back before anything else is claimed."""
-    async with hosted(proxy.url, stage, Brief) as handle:
-        lost = proxy.lose_reply(CLAIM, times=2, rows=True)
-        ids = Brief.enqueue_batch(conn, [Brief(key=key) for key in range(20)])
-        enqueued_at = time.monotonic()
-        ended = await arrived(history, "end", count=len(ids))
-        session = handle.session
-    lost.wait(2)
-
-    say(f"jobs of two lost claims ran after {ended[-1].at - enqueued_at:.2f} s")
-    assert ended[-1].at - enqueued_at < RUN_WITHIN
-    assert Counter(event.job for event in history.events("start")) == dict.fromkeys(ids, 1)
-    assert {event.session for event in ended} == {session}
-    assert history.events("fenced") == []
-    assert left(conn) == dict.fromkeys(left(conn), 0)
 
 
 async def test_a_claim_that_lands_after_it_was_given_up_strands_nothing(
@@ -82,62 +61,6 @@ async def test_a_claim_that_lands_after_it_was_given_up_strands_nothing(
     assert Counter(event.job for event in history.events("start")) == dict.fromkeys(ids, 1)
     assert history.events("fenced") == []
     assert left(conn) == dict.fromkeys(left(conn), 0)
-
-
-async def test_a_completion_whose_reply_was_lost_is_already_done(
-    conn: psycopg.Connection, proxy: Proxy, history: History, stage: Stage
-) -> None:
-    """Rule 14: on the second try nothing is found, which is neither a stale claim nor a reason to run the job again."""
-    async with hosted(proxy.url, stage, Brief, Held):
-        ids = Held.enqueue_batch(conn, [Held(key=key) for key in range(5)])
-        await arrived(history, "start", count=len(ids))
-        lost = proxy.lose_reply(COMPLETION)
-        stage.open()
-        await to_thread.run_sync(lost.wait)
-        # the runner is well: it goes on with others
-        others = Brief.enqueue_batch(conn, [Brief(key=key) for key in range(5)])
-        await arrived(history, "end", count=len(ids) + len(others))
-    assert Counter(event.job for event in history.events("start")) == dict.fromkeys(
-        [*ids, *others], 1
-    )
-    assert history.events("fenced") == []
-    assert left(conn) == dict.fromkeys(left(conn), 0)
-
-
-async def test_a_commit_of_a_transactional_job_whose_reply_was_lost_is_already_done(
-    conn: psycopg.Connection, proxy: Proxy, history: History, stage: Stage
-) -> None:
-    """Rule 16 and guarantee 3: its effects are there once, and it is not run again."""
-    conn.execute(EFFECTS)
-    async with hosted(proxy.url, stage, Effect):
-        lost = proxy.lose_reply("COMMIT")
-        job = Effect(key=1).enqueue(conn)
-        await to_thread.run_sync(lost.wait)
-        other = Effect(key=2).enqueue(conn)
-        await arrived(history, "end", where=lambda event: event.job == other)
-    assert conn.execute("SELECT job FROM effects ORDER BY job").fetchall() == [(job,), (other,)]
-    assert Counter(event.job for event in history.events("start")) == {job: 1, other: 1}
-    assert history.events("fenced") == []
-    assert left(conn) == dict.fromkeys(left(conn), 0)
-
-
-def test_an_enqueue_that_is_repeated_because_its_reply_was_lost_is_not_doubled(
-    conn: psycopg.Connection, proxy: Proxy
-) -> None:
-    """Rule 24: whoever does not know whether a deduplicated job was committed enqueues it again, without harm."""
-    for statement, in_transaction in (("COMMIT", True), ("workers_enqueue_deduplicated", False)):
-        lost = proxy.lose_reply(statement)
-        job = Twin(key=int(in_transaction))
-        with (
-            pytest.raises(psycopg.OperationalError),
-            psycopg.connect(proxy.url, autocommit=not in_transaction) as producer,
-        ):
-            job.enqueue(producer)
-        lost.wait()
-        with psycopg.connect(proxy.url) as producer:
-            assert job.enqueue(producer) is None
-        assert left(conn)["background_jobs"] == 1
-        conn.execute("DELETE FROM background_jobs")
 
 
 def _blocked(conn: psycopg.Connection) -> int:

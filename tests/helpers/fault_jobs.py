@@ -221,15 +221,18 @@ class Blocking(BackgroundJob[Stage]):
 
 
 class Flaky(BackgroundJob[Stage]):
-    """Fails once, then takes `seconds`."""
+    """Fails once, then takes `seconds`. `held`: not before the gate is open."""
 
     backoff = 0.0
 
     key: int = 0
     seconds: float = 0.0
+    held: bool = False
 
     async def run(self, stage: Stage) -> None:
         with stage.run():
+            if self.held:
+                await stage.gate.wait()
             if current_job().attempt == 1:
                 raise RuntimeError("the first time")
             await asyncio.sleep(self.seconds)

@@ -34,13 +34,20 @@ class OwnServer:
     """
 
     def __init__(
-        self, programs: Path, data: Path, user: str | None, tcp_port: int | None = None
+        self,
+        programs: Path,
+        data: Path,
+        user: str | None,
+        tcp_port: int | None = None,
+        network: str = "",
     ) -> None:
         self._programs = programs
         self._data = data
         self._user = user
         self._postmaster: subprocess.Popen[bytes] | None = None
-        self._listening = f"listen_addresses = '{'127.0.0.1' if tcp_port else ''}'"
+        self._network = network
+        address = "" if tcp_port is None else "*" if network else "127.0.0.1"
+        self._listening = f"listen_addresses = '{address}'"
         self._port = tcp_port or 5432
         self.dsn = f"postgresql://postgres@/postgres?host={data}&port={self._port}"
         self.tcp_dsn = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
@@ -58,6 +65,9 @@ class OwnServer:
         )
         with (self._data / "postgresql.conf").open("a") as file:
             file.write("\n".join(settings) + "\n")
+        if self._network:
+            with (self._data / "pg_hba.conf").open("a") as file:
+                file.write(f"host all all {self._network} trust\n")
 
     def copy(self, primary: OwnServer) -> None:
         """Make the data directory as a streaming replica of `primary`."""
@@ -132,9 +142,14 @@ class OwnServer:
 
 @contextlib.contextmanager
 def own_server(
-    *, tcp: bool = False, folder: Path | None = None, primary: OwnServer | None = None
+    *,
+    tcp: bool = False,
+    folder: Path | None = None,
+    primary: OwnServer | None = None,
+    network: str = "",
 ) -> Iterator[OwnServer]:
-    """A fresh server, its data in `folder`, stopped and removed at the end; with `tcp` it listens on 127.0.0.1 too.
+    """A fresh server, its data in `folder`, stopped and removed at the end; with `tcp` it listens on 127.0.0.1 too, and lets
+    in whoever comes from `network`.
 
     With `primary` it is a streaming replica of that one. Raises NoOwnServerError.
     """
@@ -155,7 +170,7 @@ def own_server(
         ensure_user_exists(user)
         shutil.chown(data, user)
     port = _free_port() if tcp else None
-    server = OwnServer(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION], data, user, port)
+    server = OwnServer(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION], data, user, port, network)
     try:
         if primary is None:
             server.create()

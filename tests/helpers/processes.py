@@ -61,6 +61,13 @@ class WorkerProcess:
         """Let its held jobs go."""
         self._commands.write(b"open\n")
 
+    def arm(self, point: str) -> None:
+        """Arm its failpoints anew, as in workers.failpoints, and wait until they are."""
+        self._commands.write(f"arm {point}\n".encode())
+        self._history.wait_for(
+            "log", where=lambda event: event.text == "armed" and event.process == self.name
+        )
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal."""
         if number in _NOTED:

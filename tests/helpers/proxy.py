@@ -125,8 +125,14 @@ class Proxy:
         self._call(lambda: self._cut(text))
 
     def _set(self, trap: Trap) -> Trap:
-        self._traps.append(trap)
+        self._call(lambda: self._arm(trap))
         return trap
+
+    async def _arm(self, trap: Trap) -> None:
+        self._traps.append(trap)
+        # the server may be at such a statement, and yet see what the caller does next
+        for link in self._links:
+            link.fall()
 
     def _call(self, function: Callable[[], Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(function(), self._loop).result(PATIENCE)
@@ -194,6 +200,10 @@ class _Link:
         self.executing = ""
         self._trap: Trap | None = None
 
+    def fall(self) -> None:
+        """Into a trap, if there is one for what is being executed."""
+        self._trap = self._trap or self._proxy.trap_for(self.executing)
+
     def cut(self) -> None:
         """Break it, on both sides, without a word."""
         self._client_writer.transport.abort()
@@ -237,7 +247,7 @@ class _Link:
             self._bound = self._prepared.get(name, "")
         elif kind == b"E" or kind == b"Q":
             self.executing = self._bound if kind == b"E" else body.decode(errors="replace")
-            self._trap = self._trap or self._proxy.trap_for(self.executing)
+            self.fall()
 
     async def _downstream(self) -> None:
         """From the server to the client."""

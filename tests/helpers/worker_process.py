@@ -1,7 +1,7 @@
 """A runner in a process of its own, to be killed (see tests/helpers/nursery.py, which starts it).
 
 Writes events to standard output (see tests/helpers/history.py). Takes commands on standard input, one a line: `open` lets
-held jobs go. When standard input ends, whoever started it is gone, and it leaves at once.
+held jobs go, `arm claim=stop` arms failpoints. When standard input ends, whoever started it is gone, and it leaves at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 
 from tests.helpers import clock_jobs, misbehaving_jobs, poison_jobs  # noqa: F401 - add their job types
+from tests.helpers.far_end import FarEnd
 from tests.helpers.fault_jobs import Stage, job_types
 from tests.helpers.history import Event
 from workers import Runner, failpoints, telemetry
@@ -21,7 +22,10 @@ from workers import Runner, failpoints, telemetry
 
 def main(arguments: list[str]) -> None:
     """Run until told to stop by a signal, or until the queues are empty."""
-    asyncio.run(_main(_options(arguments)))
+    options = _options(arguments)
+    if options.network:
+        FarEnd.enter(options.network)
+    asyncio.run(_main(options))
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -36,6 +40,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--loop-stall-limit", type=float, default=60.0)
     parser.add_argument("--poll-only", action="store_true")
     parser.add_argument("--until-empty", action="store_true")
+    parser.add_argument("--network", default="", help="the network namespace to be in")
     parser.add_argument("--failpoints", default="", help="as in workers.failpoints")
     return parser.parse_args(arguments)
 
@@ -107,4 +112,7 @@ def _obey(loop: asyncio.AbstractEventLoop, stage: Stage) -> None:
     for line in sys.stdin:
         if line.strip() == "open":
             loop.call_soon_threadsafe(stage.open)
+        if line.startswith("arm "):
+            vars(failpoints)["hit"] = failpoints.armed(line.removeprefix("arm ").strip())
+            stage.note("log", text="armed")
     os._exit(9)

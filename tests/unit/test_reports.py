@@ -124,6 +124,14 @@ async def test_rescued_jobs_that_made_way_are_told(bench: Bench) -> None:
     assert bench.completer.superseded == 2
 
 
+async def test_rescued_jobs_are_looked_for_by_those_who_hear_of_them(bench: Bench) -> None:
+    """Guarantee 4: the next housekeeping would say so, a second later."""
+    for queue, looks in (("elsewhere", False), ("default", True)):
+        bench.reports.wake(Wake(queue, 3, 17, suspects=True))
+        assert bench.claimer.suspects is looks
+    assert bench.claimer.woken == 1
+
+
 async def test_a_session_that_is_not_kept_ends_the_runner(bench: Bench) -> None:
     """Soon others would take its jobs for theirs."""
     error = ZeroDivisionError()

@@ -200,3 +200,11 @@ async def test_a_closed_loop_ends_the_session_when_no_thread_needs_it(bench: Ben
     assert not bench.keeper._is_over()
     bench.events.in_threads = False
     assert bench.keeper._is_over()
+
+
+async def test_how_long_the_lease_is_good_is_known_before_the_session_is(bench: Bench) -> None:
+    """Guarantee 2: a process that stood still before its first renewal asks before it starts a job, like any other."""
+    bench.keeper._stopping, bench.keeper._give_back = True, False
+    bench.keeper.start()
+    assert await asyncio.wrap_future(bench.keeper.started) == 101
+    assert bench.events.told == ["renewed"]

@@ -55,6 +55,8 @@ class Reports:
         news = False
         for name, claimer in self._claimers.items():
             if not wake.queue or wake.queue == name:
+                if wake.suspects:
+                    claimer.suspects = True
                 news = claimer.wake() or news
         return news
 

@@ -141,6 +141,7 @@ class SessionKeeper:
     # ------------------------------------------------------------------------------------------------------- the thread
 
     def _run(self) -> None:
+        now = time.monotonic()
         try:
             session = self._control.open(self._name, self._request.lease, self._request.queues)
             failpoints.hit("session opened")
@@ -149,6 +150,8 @@ class SessionKeeper:
             self.started.set_exception(error)
             self.ended.set_result(0)
             return
+        # first: whoever stands still before the first renewal must find, too, that the lease may be over
+        self._post(self._events.renewed, now + self._request.lease)
         self.started.set_result(session)
         released = 0
         try:

@@ -89,12 +89,14 @@ class Settled(msgspec.Struct, frozen=True):
 
 class Wake(msgspec.Struct, frozen=True):
     """Jobs became available. An empty `queue` means any; `position` is the lowest of them, for the engine's hints.
-    `unheard`: there may have been wake-ups before this one that nobody heard, so that no hint is to be trusted."""
+    `unheard`: there may have been wake-ups before this one that nobody heard, so that no hint is to be trusted.
+    `suspects`: they were claimed when their process died."""
 
     queue: str = ""
     priority: int = 0
     position: int = 0
     unheard: bool = False
+    suspects: bool = False
 
 
 class DeadSession(msgspec.Struct, frozen=True):

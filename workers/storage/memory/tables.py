@@ -183,7 +183,7 @@ class Tables:
             if not self.wait(row) and crashed:
                 twin = self.rows[self._waiting[row.identity]]
                 twin.crashes = max(twin.crashes, row.crashes)
-        self.announce(given)
+        self.announce(given, suspects=crashed)
         return len(given)
 
     def forget(self, session: int, tokens: Iterable[int]) -> None:
@@ -192,14 +192,17 @@ class Tables:
             for token in tokens:
                 known.claims.pop(token, None)
 
-    def announce(self, rows: Iterable[Row]) -> list[Wake]:
+    def announce(self, rows: Iterable[Row], *, suspects: bool = False) -> list[Wake]:
         """Wake the listeners for those of `rows` that became available; returns what they were told."""
         lowest: dict[tuple[str, int], int] = {}
         for row in rows:
             if row.id in self.rows and row.run_at is None and row.queue is not None:
                 key = row.queue, row.priority
                 lowest[key] = min(row.position, lowest.get(key, row.position))
-        wakes = [Wake(queue, priority, position) for (queue, priority), position in lowest.items()]
+        wakes = [
+            Wake(queue, priority, position, suspects=suspects)
+            for (queue, priority), position in lowest.items()
+        ]
         for wake in wakes:
             self.tell(wake)
         return wakes

@@ -15,6 +15,9 @@ from .links import SETUP_SECONDS, AsyncLink
 
 __all__ = ["PostgresListener"]
 
+#: What a rescue puts before its message: see queries/rescue.sql.
+_SUSPECTS = "suspects "
+
 
 class PostgresListener:
     """One connection that LISTENs on the schema's channel. Not reusable after `close`."""
@@ -56,11 +59,13 @@ class PostgresListener:
 
 
 def _parse(payload: str) -> Wake:
-    """A Wake from "position priority queue"; whatever else someone sends wakes everybody."""
-    position, _, rest = payload.partition(" ")
+    """A Wake from "position priority queue", maybe after "suspects"; whatever else someone sends wakes everybody."""
+    rest = payload.removeprefix(_SUSPECTS)
+    suspects = rest != payload
+    position, _, rest = rest.partition(" ")
     priority, _, queue = rest.partition(" ")
     try:
-        wake = Wake(queue, int(priority), int(position))
+        wake = Wake(queue, int(priority), int(position), suspects=suspects)
     except ValueError:
         return Wake()
     # a hint beyond the columns' types would make every claim from it an error

@@ -26,7 +26,9 @@ WITH claim AS MATERIALIZED (
     WHERE job.id = lost.id AND job.id = ANY(ARRAY(SELECT id FROM lost))
     RETURNING lost.session_id, job.queue, job.priority, job.position
 ), announced AS (
-    SELECT workers_notify(queue, priority, min(position)) FROM back GROUP BY queue, priority
+    SELECT pg_notify(workers_channel(), 'suspects ' || min(position) || ' ' || priority || ' ' || queue) FROM back
+    WHERE queue IS NOT NULL AND current_setting('workers.notify', true) IS DISTINCT FROM 'off'
+    GROUP BY queue, priority
 ), told AS MATERIALIZED (
     SELECT count(*) FROM announced
 )

@@ -38,7 +38,9 @@ WITH claim AS MATERIALIZED (
     ON CONFLICT (dedup_key) WHERE dedup_key IS NOT NULL DO NOTHING
     RETURNING job.id, job.queue, job.priority, job.position
 ), announced AS (
-    SELECT workers_notify(queue, priority, min(position)) FROM back GROUP BY queue, priority
+    SELECT pg_notify(workers_channel(), 'suspects ' || min(position) || ' ' || priority || ' ' || queue) FROM back
+    WHERE queue IS NOT NULL AND current_setting('workers.notify', true) IS DISTINCT FROM 'off'
+    GROUP BY queue, priority
 ), told AS MATERIALIZED (
     SELECT count(*) FROM announced
 )
