@@ -16,6 +16,7 @@ from tests.helpers.history import History
 from tests.helpers.proxy import Proxy, proxy_to
 from tests.helpers.runners import arrived, eventually, hosted, left
 from workers import telemetry
+from workers.runtime import executor
 
 #: What row 13b of the faults allows.
 RUN_WITHIN = 5.0
@@ -117,6 +118,27 @@ async def test_a_commit_of_a_transactional_job_whose_reply_was_lost_is_already_d
         await arrived(history, "end", where=lambda event: event.job == other)
     assert conn.execute("SELECT job FROM effects ORDER BY job").fetchall() == [(job,), (other,)]
     assert Counter(event.job for event in history.events("start")) == {job: 1, other: 1}
+    assert history.events("fenced") == []
+    assert left(conn) == dict.fromkeys(left(conn), 0)
+
+
+async def test_a_commit_that_nobody_can_be_asked_about_is_not_a_stale_claim(
+    conn: psycopg.Connection,
+    proxy: Proxy,
+    history: History,
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rule 14: the job counts as failed, for want of an answer; that its row is gone then is no news."""
+    monkeypatch.setattr(executor, "_COMMIT_PAUSES", ())
+    conn.execute(EFFECTS)
+    async with hosted(proxy.url, stage, Effect):
+        lost = proxy.lose_reply("COMMIT")
+        job = Effect(key=1).enqueue(conn)
+        await to_thread.run_sync(lost.wait)
+        other = Effect(key=2).enqueue(conn)
+        await arrived(history, "end", where=lambda event: event.job == other)
+    assert conn.execute("SELECT job FROM effects ORDER BY job").fetchall() == [(job,), (other,)]
     assert history.events("fenced") == []
     assert left(conn) == dict.fromkeys(left(conn), 0)
 

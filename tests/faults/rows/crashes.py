@@ -104,4 +104,6 @@ def _crashed(
             where=lambda event: mine(event) and event.job >= first,  # noqa: B023
         )
         found.recovered(event.at - up, within=_WITHIN * bench.margin)
+    if bench.scale is not Scale.TINY and bench.chance.random() < 0.2:
+        warm(server.dsn)  # long enough for the locks to be judged again
     return long + new
