@@ -15,6 +15,7 @@ __all__ = ["Producer", "producing"]
 
 #: Seconds until it looks again whether there is room, or a server.
 _PAUSE = 0.02
+_WAITING = "SELECT count(*) FROM background_jobs WHERE session_id IS NULL"
 
 
 class Producer(threading.Thread):
@@ -48,7 +49,7 @@ class Producer(threading.Thread):
             try:
                 with psycopg.connect(self._url, connect_timeout=5) as conn:
                     self._enqueue(conn)
-            except psycopg.OperationalError:
+            except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout):
                 self.refused += 1
                 self._stopping.wait(_PAUSE)
             except Exception as error:
@@ -75,7 +76,7 @@ class Producer(threading.Thread):
                 pass
 
     def _waiting(self, conn: psycopg.Connection[Any]) -> int:
-        (count,) = conn.execute("SELECT count(*) FROM background_jobs").fetchone() or (0,)
+        (count,) = conn.execute(_WAITING).fetchone() or (0,)
         conn.commit()
         return int(count)
 
