@@ -53,7 +53,7 @@ WHERE wait_event_type = 'Lock' AND query LIKE '%%workers_complete%%' AND pid <> 
 def short_timeouts(bench: Bench) -> Found:
     rounds = bench.pick(full=3, quick=1, tiny=1)
     each: list[tuple[str, ...]] = [(name,) for name in _TIMEOUTS]
-    every = [_TIMEOUTS]
+    every: list[tuple[str, ...]] = [_TIMEOUTS]
     cases = bench.pick(full=[*each, *each, *every, *every], quick=each + every, tiny=every)
     found = Found(injected=0, jobs=0)
     for number, names in enumerate(cases):
