@@ -22,15 +22,16 @@ def judge_survivors(
     history: History,
     producers: Sequence[Producer],
     others: Iterable[int | None] = (),
+    transactional: Iterable[int | None] = (),
     *,
     sessions: Collection[int],
 ) -> None:
     """Nothing lost, ordinary jobs begun once, effects there once, and by the `sessions` of the beginning alone.
 
-    `others`: ordinary jobs that the producers did not enqueue.
+    `others` and `transactional`: ordinary jobs, and others, that the producers did not enqueue.
     """
     ordinary = {job for job in others if job is not None}
-    effects: set[int] = set()
+    effects = {job for job in transactional if job is not None}
     for producer in producers:
         for kind, ids in producer.acked.items():
             (effects if kind in (Effect, EffectInThread) else ordinary).update(ids)
