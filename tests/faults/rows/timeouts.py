@@ -14,7 +14,7 @@ from psycopg import sql
 from tests.faults.harness import Bench, Found, Scale, row, swept_away
 from tests.faults.judging import judge_survivors
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread
-from tests.helpers.history import History, saying
+from tests.helpers.history import History, by, saying
 from tests.helpers.processes import Crew
 from tests.helpers.producers import Producer, producing
 from tests.helpers.role_users import dropped_roles, login, user_url
@@ -130,12 +130,16 @@ def _blocked(
 ) -> list[int | None]:
     """Jobs whose rows somebody locks while they run, until their completion waits; `dies`: until it was broken off."""
     ids = Brief.enqueue_batch(conn, [Brief(key=key, seconds=_LONG) for key in range(_BLOCKED)])
-    history.wait_for("start", count=_BLOCKED, where=lambda event: event.job in ids)
+    starts = history.wait_for("start", count=_BLOCKED, where=lambda event: event.job in ids)
     with psycopg.connect(url) as blocker:
         blocker.execute("SELECT FROM background_jobs WHERE id = ANY(%s) FOR UPDATE", [ids])
         began = time.monotonic()
         history.wait_for("end", count=_BLOCKED, where=lambda event: event.job in ids)
         eventually(lambda: conn.execute(_WAITING, []).fetchone() != (0,))
+        seen = time.monotonic()
+        for name in {event.process for event in starts}:  # they go on with others
+            mine = by(name)
+            history.wait_for("start", where=lambda event: mine(event) and event.at > seen)  # noqa: B023
         if dies:
             said = saying("can't be written now")
             history.wait_for("log", where=lambda event: said(event) and event.at > began)
