@@ -33,6 +33,8 @@ _OF_STATEMENTS = ("lock_timeout", "statement_timeout")
 _MOST = "200ms"
 #: Longer than that: what a job does to its transaction meanwhile is nothing.
 _LONG = 0.3
+#: Long enough for their rows to be locked while they run.
+_LOCKABLE = 0.8
 _BLOCKED = 4
 #: Seconds until a completion is written that has waited for a lock, from when that is free; it is tried every 2 s.
 _WITHIN = 3.0
@@ -129,9 +131,10 @@ def _blocked(
     within: float,
 ) -> list[int | None]:
     """Jobs whose rows somebody locks while they run, until their completion waits; `dies`: until it was broken off."""
-    ids = Brief.enqueue_batch(conn, [Brief(key=key, seconds=_LONG) for key in range(_BLOCKED)])
-    starts = history.wait_for("start", count=_BLOCKED, where=lambda event: event.job in ids)
+    jobs = [Brief(key=key, seconds=_LOCKABLE) for key in range(_BLOCKED)]
     with psycopg.connect(url) as blocker:
+        ids = Brief.enqueue_batch(conn, jobs)
+        starts = history.wait_for("start", count=_BLOCKED, where=lambda event: event.job in ids)
         blocker.execute("SELECT FROM background_jobs WHERE id = ANY(%s) FOR UPDATE", [ids])
         began = time.monotonic()
         history.wait_for("end", count=_BLOCKED, where=lambda event: event.job in ids)
