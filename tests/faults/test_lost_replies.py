@@ -10,11 +10,12 @@ import psycopg
 import pytest
 from anyio import to_thread
 
-from tests.helpers.fault_jobs import Brief, Stage
+from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Stage
 from tests.helpers.history import History
 from tests.helpers.proxy import Proxy, proxy_to
 from tests.helpers.runners import arrived, eventually, hosted, left
 from workers import telemetry
+from workers.runtime import executor
 
 #: What row 13b of the faults allows.
 RUN_WITHIN = 5.0
@@ -59,6 +60,27 @@ async def test_a_claim_that_lands_after_it_was_given_up_strands_nothing(
         ended = await arrived(history, "end", count=len(ids))
     assert ended[-1].at - landed_at < RUN_WITHIN
     assert Counter(event.job for event in history.events("start")) == dict.fromkeys(ids, 1)
+    assert history.events("fenced") == []
+    assert left(conn) == dict.fromkeys(left(conn), 0)
+
+
+async def test_a_commit_that_nobody_can_be_asked_about_is_not_a_stale_claim(
+    conn: psycopg.Connection,
+    proxy: Proxy,
+    history: History,
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rule 14: the job counts as failed, for want of an answer; that its row is gone then is no news."""
+    monkeypatch.setattr(executor, "_COMMIT_PAUSES", ())
+    conn.execute(EFFECTS)
+    async with hosted(proxy.url, stage, Effect):
+        lost = proxy.lose_reply("COMMIT")
+        job = Effect(key=1).enqueue(conn)
+        await to_thread.run_sync(lost.wait)
+        other = Effect(key=2).enqueue(conn)
+        await arrived(history, "end", where=lambda event: event.job == other)
+    assert conn.execute("SELECT job FROM effects ORDER BY job").fetchall() == [(job,), (other,)]
     assert history.events("fenced") == []
     assert left(conn) == dict.fromkeys(left(conn), 0)
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
+import random
+import signal
 import sys
 import threading
 
@@ -18,6 +21,7 @@ from tests.helpers.far_end import FarEnd
 from tests.helpers.fault_jobs import Stage, job_types
 from tests.helpers.history import Event
 from workers import Runner, failpoints, telemetry
+from workers.errors import StorageUnavailableError
 
 
 def main(arguments: list[str]) -> None:
@@ -33,6 +37,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--types", required=True, help="job types, separated by commas")
+    parser.add_argument("--runners", type=int, default=1, help="so many at once, until SIGTERM")
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--poll-interval", type=float, default=1.0)
     parser.add_argument("--lease", type=float, default=15.0)
@@ -50,6 +55,21 @@ async def _main(options: argparse.Namespace) -> None:
     # forked from a process that has imported the library long ago, without any
     vars(failpoints)["hit"] = failpoints.armed(options.failpoints)
     _note_what_the_runner_says(stage)
+    if options.runners > 1:
+        await _many(options, stage)
+        return
+    runner = _runner(options, stage)
+    if options.until_empty:
+        runner.shutdown_when_queue_empty()
+    loop = asyncio.get_running_loop()
+    threading.Thread(target=_obey, args=(loop, stage), daemon=True).start()
+    unfinished = await runner.run()
+    stage.note("exit", text=",".join(map(str, unfinished)))
+    if unfinished:
+        os._exit(3)
+
+
+def _runner(options: argparse.Namespace, stage: Stage) -> Runner[Stage]:
     runner = Runner(
         options.database_url,
         stage,
@@ -64,14 +84,33 @@ async def _main(options: argparse.Namespace) -> None:
         runner.configure_queue(
             job_class.queue, num_workers=options.workers, poll_interval=options.poll_interval
         )
-    if options.until_empty:
-        runner.shutdown_when_queue_empty()
+    return runner
+
+
+async def _many(options: argparse.Namespace, stage: Stage) -> None:
+    """Each is started again for as long as the server has no room for it, as whoever looks after a process would."""
+    told = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, told.set)
     threading.Thread(target=_obey, args=(loop, stage), daemon=True).start()
-    unfinished = await runner.run()
-    stage.note("exit", text=",".join(map(str, unfinished)))
-    if unfinished:
-        os._exit(3)
+
+    async def keep_one() -> None:
+        while not told.is_set():
+            handle = _runner(options, stage).start()
+            try:
+                await handle.ready()
+            except StorageUnavailableError as error:
+                stage.note("log", text=f"not started: {error}")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(told.wait(), random.uniform(0.5, 1.5))
+                continue
+            await told.wait()
+            handle.shutdown()
+            stage.note("exit", text=",".join(map(str, await handle.wait_for_shutdown())))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(options.runners):
+            group.create_task(keep_one())
 
 
 def _write(event: Event) -> None:

@@ -14,6 +14,7 @@ from tests.helpers.running import eventually
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mails
 from workers.errors import StorageRejectedError, StorageUnavailableError
+from workers.storage.postgres import claim_link
 from workers.storage.postgres.claim_link import CLAIM_PLANNER, ClaimLink
 
 #: Whether a connection's last statement was a claim, and whether one as the pool's are.
@@ -127,6 +128,51 @@ async def test_it_makes_room_for_connections_that_are_needed(
     finally:
         engine.conn.execute(f"DROP OWNED BY {role}")
         engine.conn.execute(f"DROP ROLE {role}")
+
+
+async def test_it_is_not_made_where_the_server_has_few_connections_left(
+    engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claims go through the pool, and it is tried again later."""
+    runner = engine.runner()
+    await engine.storage.enqueue(mails(3))
+    monkeypatch.setattr(claim_link, "_FREE_TO_MAKE", 1.0)
+    await runner.take(1)
+    making = link(engine)._making
+    assert making is not None
+    await asyncio.wait([making])
+    assert link(engine)._cursor is None
+    monkeypatch.undo()
+    assert len(await runner.take(1)) == 1
+    assert link(engine)._making is None  # not at once
+    engine.now += 2
+    assert len(await runner.take(1)) == 1
+    await made(engine)
+
+
+async def test_it_is_given_up_when_the_server_has_few_connections_left(
+    engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others do without theirs is worse than what it costs to borrow one for each claim."""
+    runner = engine.runner()
+    await engine.storage.enqueue(mails(4))
+    await runner.take(1)
+    pid = await made(engine)
+    engine.now += 2
+    await runner.take(1)
+    assert await made(engine) == pid  # there are enough
+    monkeypatch.setattr(claim_link, "_FREE_TO_KEEP", 1.0)
+    engine.now += 15
+    await runner.take(1)
+    looking = link(engine)._looking
+    assert looking is not None
+    await asyncio.wait([looking])
+    await eventually(
+        engine.conn, f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}", [(0,)]
+    )
+    engine.now += 30
+    assert len(await runner.take(1)) == 1
+    assert link(engine)._making is None  # not soon
 
 
 async def test_a_migration_under_a_running_runner(engine: PostgresEngine) -> None:

@@ -26,6 +26,7 @@ class Attempt:
         "deadline",
         "finishing",
         "fresh",
+        "in_doubt",
         "job",
         "scope",
         "spoiled",
@@ -62,6 +63,8 @@ class Attempt:
         #: What its own transaction was told to write, and whether that was written.
         self.finishing: Transition | None = None
         self.written = False
+        #: Whether its transaction was committed could not be found out.
+        self.in_doubt = False
 
     def stop(self, outcome: Outcome | Fenced) -> None:
         """End the attempt, with `outcome`. A thread can't be ended: it keeps its claim until it returns."""

@@ -120,6 +120,7 @@ class Completer:
         self._done: _Stream[Guard] = _Stream(self._write_done, self._refused)
         self._rest: _Stream[Settlement] = _Stream(self._write_rest, self._refused)
         self._forgotten: list[int] = []
+        self._in_doubt: set[int] = set()
         self.fenced = 0
         self.superseded = 0
 
@@ -132,8 +133,10 @@ class Completer:
         """The job is finished and its row can go."""
         self._done.add(Guard(job.id, job.token))
 
-    def ended(self, job: ClaimedJob, transition: Transition) -> None:
-        """Any other end."""
+    def ended(self, job: ClaimedJob, transition: Transition, *, in_doubt: bool = False) -> None:
+        """Any other end. `in_doubt`: unless its own transaction was committed after all."""
+        if in_doubt:
+            self._in_doubt.add(job.id)
         self._rest.add(Settlement(Guard(job.id, job.token), job.deduplicated, transition))
 
     def dropped(self, job: ClaimedJob) -> None:
@@ -224,11 +227,11 @@ class Completer:
         # the last two jobs of a claim may have been written at the same time, in both streams
         self._forget([token for token in emptied if token not in closing])
         self.made_way(session, settled.superseded)
+        doubted = self._no_longer_in_doubt(guards) if self._in_doubt else set()
         if len(settled.written) + len(settled.superseded) == len(guards) or uncertain:
             return
-        for job_id in (
-            {guard.id for guard in guards} - set(settled.written) - set(settled.superseded)
-        ):
+        missing = {guard.id for guard in guards} - set(settled.written) - set(settled.superseded)
+        for job_id in missing - doubted:
             self.fenced += 1
             logger.warning(
                 "job %d was taken away; its outcome is not written",
@@ -236,6 +239,12 @@ class Completer:
                 extra={"job_id": job_id},
             )
             telemetry.emit(telemetry.JobFenced(session=session, job_id=job_id))
+
+    def _no_longer_in_doubt(self, guards: Sequence[Guard]) -> set[int]:
+        """Those of them that may have been done in their own transactions: now it is known."""
+        doubted = self._in_doubt & {guard.id for guard in guards}
+        self._in_doubt -= doubted
+        return doubted
 
     def _forget(self, tokens: Sequence[int]) -> None:
         """Nothing is left of these claims."""

@@ -182,7 +182,9 @@ class Executor:
                 function = self._transaction_in_thread
                 await self._in_thread(attempt, function, attempt, session, payload, guard)
         except StorageUnavailableError:
-            if attempt.finishing is None or not await self._is_committed(session, guard):
+            committed = attempt.finishing is not None and await self._is_committed(session, guard)
+            attempt.in_doubt = committed is None
+            if not committed:
                 raise
         assert attempt.finishing is not None  # noqa: S101 - for the type checker
         return attempt.finishing
@@ -217,14 +219,14 @@ class Executor:
             run.finish(settlement)
             attempt.finishing = settlement.transition
 
-    async def _is_committed(self, session: int, guard: Guard) -> bool:
-        """Whether a commit whose reply was lost was carried out: then the row is not there any more."""
+    async def _is_committed(self, session: int, guard: Guard) -> bool | None:
+        """Whether a commit whose reply was lost was carried out: then the row is not there any more. None: no answer."""
         for pause in _COMMIT_PAUSES:
             with contextlib.suppress(StorageUnavailableError):
                 async with self._storage.transaction(session, guard) as run:
                     return run is None
             await asyncio.sleep(pause)
-        return False
+        return None
 
     @staticmethod
     def _finishing(attempt: Attempt) -> Settlement:

@@ -113,7 +113,7 @@ class Worker:
         elif type(transition) is Delete:
             self._completer.completed(job)
         else:
-            self._completer.ended(job, transition)
+            self._completer.ended(job, transition, in_doubt=attempt.in_doubt)
         self._report(attempt, session, outcome, transition, duration)
         return not attempt.spoiled
 

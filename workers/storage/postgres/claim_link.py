@@ -3,6 +3,9 @@
 To borrow one from the pool for each claim, and to tell the planner each time, costs a tenth of a millisecond each: a good
 part of the way from a wake-up to a job. It is made in the background; while there is none, or it is at work for another
 queue, claims go through the pool.
+
+Where the server has few connections left it is not made, or soon given up: there are those who can't do without theirs, such
+as a runner that starts.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.rows import tuple_row
 
+from ...errors import StorageError
 from .checkout import STATEMENT_SECONDS, Checkout, insisted, settings, translated
 from .links import SETUP_SECONDS, AsyncLink
 
 __all__ = ["CLAIM_PLANNER", "ClaimLink"]
 
 T = TypeVar("T")
+_Cursor = psycopg.AsyncCursor[tuple[Any, ...]]
 
 logger = logging.getLogger("workers")
 
@@ -34,6 +39,19 @@ CLAIM_PLANNER = {
 }
 #: Seconds until a new one is tried for, after one was lost or refused; doubled each time.
 _AGAIN_FIRST, _AGAIN_MOST = 1.0, 60.0
+#: How many of the server's connections have to be free, of all that it allows: to make one, and to keep it.
+_FREE_TO_MAKE, _FREE_TO_KEEP = 0.1, 0.05
+#: Seconds until that is looked at, after it was made and from then on.
+_LOOK_FIRST, _LOOK_EVERY = 2.0, 15.0
+
+#: Of connections of every role. (What others do can be seen by few, that they are there by all.)
+_FREE = """
+SELECT 1 - (
+    count(datid) + current_setting('superuser_reserved_connections')::integer
+    + coalesce(current_setting('reserved_connections', true), '0')::integer
+) / current_setting('max_connections')::float
+FROM pg_stat_activity
+"""
 
 
 class ClaimLink:
@@ -48,8 +66,10 @@ class ClaimLink:
         self._connect = connect
         self._checkout = checkout
         self._clock = clock
-        self._cursor: psycopg.AsyncCursor[tuple[Any, ...]] | None = None
+        self._cursor: _Cursor | None = None
         self._making: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._look_at = float("-inf")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy = False
         self._again_at, self._again_in = float("-inf"), _AGAIN_FIRST
@@ -62,10 +82,18 @@ class ClaimLink:
                 self._loop = asyncio.get_running_loop()
                 self._making = asyncio.create_task(self._make())
             return await self._checkout.search(sql, params, planner=CLAIM_PLANNER)
+        rows = await self._use(cursor, lambda: insisted(lambda: _run(cursor, sql, params)))
+        if self._clock() >= self._look_at and self._cursor is cursor:
+            self._look_at = self._clock() + _LOOK_EVERY
+            self._looking = asyncio.create_task(self._look(cursor))
+        return rows
+
+    async def _use(self, cursor: _Cursor, work: Callable[[], Awaitable[T]]) -> T:
+        """Do `work` on the link; raises the port's errors."""
         self._busy = True
         try:
             with translated():
-                return await insisted(lambda: _run(cursor, sql, params))
+                return await work()
         except BaseException:
             # whatever it was: a new one may do, as where a migration changed what a prepared statement returns
             if self._cursor is cursor:
@@ -77,6 +105,15 @@ class ClaimLink:
             if self._cursor is not cursor:
                 cursor.connection.pgconn.finish()
 
+    async def _look(self, cursor: _Cursor) -> None:
+        """Leave the connection to others if there are few."""
+        if self._busy or self._cursor is not cursor:
+            return
+        with contextlib.suppress(StorageError):
+            if await self._use(cursor, lambda: _free(cursor)) < _FREE_TO_KEEP:
+                logger.debug("the server has few connections left: claims go through the pool")
+                self._gave_way()
+
     def _is_time(self) -> bool:
         """To make one. Through a pooler it would be none of its own."""
         return (
@@ -87,6 +124,7 @@ class ClaimLink:
         try:
             self._cursor = (await self._connected()).cursor(row_factory=tuple_row)
             self._again_in = _AGAIN_FIRST
+            self._look_at = self._clock() + _LOOK_FIRST
         except (psycopg.Error, OSError) as error:
             # the pool does it too, a little slower
             logger.debug("claims go through the pool: %s", error)
@@ -99,6 +137,8 @@ class ClaimLink:
         try:
             link.patience = SETUP_SECONDS
             await self._checkout.fit(link)
+            if await _free(link.cursor(row_factory=tuple_row)) < _FREE_TO_MAKE:
+                raise psycopg.OperationalError("the server has few connections left")
             await link.execute(settings("SET", CLAIM_PLANNER).encode())
             link.patience = STATEMENT_SECONDS
         except BaseException:
@@ -155,17 +195,23 @@ class ClaimLink:
 
     async def close(self) -> None:
         """Close the connection. There are no claims any more."""
-        if (making := self._making) is not None:
-            making.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await making
+        for task in (self._making, self._looking):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         cursor, self._cursor = self._cursor, None
         if cursor is not None:
             await cursor.connection.close()
 
 
-async def _run(
-    cursor: psycopg.AsyncCursor[tuple[Any, ...]], sql: str, params: dict[str, Any]
-) -> Sequence[tuple[Any, ...]]:
+async def _free(cursor: _Cursor) -> float:
+    """Which part of the connections that the server allows is free."""
+    await cursor.execute(_FREE)
+    ((share,),) = await cursor.fetchall()
+    return float(share)
+
+
+async def _run(cursor: _Cursor, sql: str, params: dict[str, Any]) -> Sequence[tuple[Any, ...]]:
     await cursor.execute(sql, params, prepare=True)
     return await cursor.fetchall()
