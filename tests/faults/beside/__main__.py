@@ -1,9 +1,9 @@
 """`python -m tests.faults.beside`: the poison row of the fault table, given to this library and to others.
 
-Each kind of poison is written into a library's own tables by SQL, before 200 good jobs in the order of claims; then its worker
-runs. It survives when every good job runs and is finished, and so does one that is enqueued afterwards. PEERS_HOME is the
-folder of the other libraries' environments: venv/NAME each, and graphile/node_modules. With all libraries and kinds the table in
-docs/reliability.md is written anew.
+Each kind of poison is written into a library's own tables by SQL, before 200 good jobs in the order of claims; then its
+worker runs. It survives when every good job runs and is finished, and so does one that is enqueued afterwards. PEERS_HOME
+is the folder of the other libraries' environments: venv/NAME each, and graphile/node_modules. With all libraries and kinds
+the table in docs/reliability.md is written anew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from tests.faults.beside.kinds import KINDS
 from tests.faults.beside.libraries import LIBRARIES, OURS
 from tests.faults.beside.table import write
-from tests.faults.beside.trial import Outcome, prepared, removed
+from tests.faults.beside.trial import SECONDS, Outcome, prepared, removed
 from tests.helpers.server import NoServerError
 from workers.embedded import embedded
 
@@ -39,14 +39,14 @@ def main() -> int:
                     not_run[name] = why
                     print(f"{name}: not run: {why}", file=sys.stderr, flush=True)
                     continue
-                with prepared(LIBRARIES[name], home, server.dsn, folder) as stage:
+                with prepared(LIBRARIES[name], home, server.dsn, folder, options.seconds) as stage:
                     for kind in options.kind or KINDS:
                         outcomes.append(stage.run(KINDS[kind]))
                         _show(outcomes[-1], as_json=options.json)
     except NoServerError as error:
         print(error, file=sys.stderr)
         return 2
-    if not options.library and not options.kind:
+    if not options.library and not options.kind and options.seconds == SECONDS:
         write(outcomes, not_run)
     removed(folder)
     ours = [outcome for outcome in outcomes if outcome.library == OURS]
@@ -55,8 +55,15 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.beside", description=__doc__)
-    parser.add_argument("--library", action="append", choices=list(LIBRARIES), help="only this one; may be repeated")
-    parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this one; may be repeated")
+    parser.add_argument(
+        "--library", action="append", choices=list(LIBRARIES), help="only this one; may be repeated"
+    )
+    parser.add_argument(
+        "--kind", action="append", choices=list(KINDS), help="only this one; may be repeated"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="for each kind (default: %(default)g)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser.parse_args()
 
@@ -68,11 +75,17 @@ def _show(outcome: Outcome, *, as_json: bool) -> None:
     fate = ", ".join(f"{number} {state}" for state, number in outcome.fate.items())
     words = [f"{outcome.library:<14}{outcome.kind:<16}{outcome.verdict:<17}"]
     if outcome.written:
-        words.append(f"good {outcome.good}, later {'ran' if outcome.later else 'did not run'}, poison: {fate}")
+        words.append(
+            f"good {outcome.good}, later {'ran' if outcome.later else 'did not run'}, poison: {fate}"
+        )
     if outcome.refused:
         words.append(f"; {sum(outcome.refused.values())} refused ({next(iter(outcome.refused))})")
     if outcome.unfinished or outcome.twice or outcome.exits:
-        words.append(f"; unfinished {outcome.unfinished}, twice {outcome.twice}, exits {outcome.exits}")
+        words.append(
+            f"; unfinished {outcome.unfinished}, twice {outcome.twice}, exits {outcome.exits}"
+        )
+    if outcome.good_at_first_exit is not None:
+        words.append(f", good at the first exit {outcome.good_at_first_exit}")
     if outcome.how:
         words.append(f"; {outcome.how} [{outcome.output}]")
     print("".join(words), flush=True)

@@ -18,8 +18,8 @@ DEEP = 6000
 #: The machine has to hold it a few times: in the server, in the worker, as text and as objects.
 LARGE = 100_000_000
 _SMALL_MACHINE = 8_000_000_000
-#: More than the jobs that a worker here runs at a time: what is lost with each row, if it is only that, is lost for good.
-_AT_LEAST = 12
+#: How often each row is written: more than a worker here runs at a time, so that one that loses a place with each stops.
+_TIMES = 12
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -33,17 +33,17 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """Rows that are written together, several times over."""
+    """Rows that are written together, each of them so many `times`."""
 
     name: str
     label: str
     rows: list[Row]
-    times: int = 0
+    times: int = _TIMES
 
     @property
     def all_rows(self) -> list[Row]:
         """Each of them as often as it is to be written."""
-        return self.rows * (self.times or -(-_AT_LEAST // len(self.rows)))
+        return self.rows * self.times
 
 
 def _good(*payloads: str | bytes) -> list[Row]:
@@ -73,7 +73,9 @@ def _singles() -> list[Kind]:
     deep = "[" * DEEP + "]" * DEEP
     plain = b'{"number": -1}'
     return [
-        Kind("not_json", "not JSON, not UTF-8", _good("not JSON at all", b'\xff\xfe{"number": -1}')),
+        Kind(
+            "not_json", "not JSON, not UTF-8", _good("not JSON at all", b'\xff\xfe{"number": -1}')
+        ),
         Kind(
             "shape",
             "arguments of the wrong shape",
@@ -87,29 +89,37 @@ def _singles() -> list[Kind]:
                 '{"number": {"a": []}}',
             ),
         ),
-        Kind("second", "another JSON column of the wrong shape", [
-            Row(GOOD, plain, second=text) for text in ("[1]", "7", "null", '"text"')
-        ]),  # fmt: skip
-        Kind("unknown", "unknown job type", [Row(UNKNOWN, plain), Row("no.such.module.job", plain)]),
         Kind(
-            "number",
-            "`1e5000`, 400 digits",
-            _good("1e5000", '{"number": 1e5000}', f'{{"number": {"9" * 400}}}'),
+            "second",
+            "other JSON of the row of the wrong shape",
+            [Row(GOOD, plain, second=text) for text in ("[1]", "7", "null", '"text"')],
         ),
-        Kind("text", "escaped lone surrogate, escaped NUL", _good(_field('"\\ud800"'), _field('"\\u0000"'))),
+        Kind(
+            "unknown", "unknown job type", [Row(UNKNOWN, plain), Row("no.such.module.job", plain)]
+        ),
+        Kind("number", "`1e5000`", _good("1e5000", '{"number": 1e5000}')),
+        Kind("digits", "a number of 400 digits", _good(f'{{"number": {"9" * 400}}}')),
+        Kind(
+            "text",
+            "escaped lone surrogate, escaped NUL",
+            _good(_field('"\\ud800"'), _field('"\\u0000"')),
+        ),
         Kind("deep", "6,000 levels deep", _good(deep, _field(deep))),
-        Kind("large", "15 MB and 100 MB", _good(_field(f'"{"x" * 15_000_000}"'), _field(f'"{"x" * _large()}"')), 1),
-        Kind("counters", "31, 32, 2^15-2, 2^15-1, 2^31-1 attempts", [
-            _again(number) for number in (31, 32, 2**15 - 2, 2**15 - 1, 2**31 - 1)
-        ]),  # fmt: skip
-        Kind("due", "due at `-infinity`, in 44 BC", [
-            Row(GOOD, plain, due=text) for text in ("-infinity", "0044-03-15 BC")
-        ]),  # fmt: skip
+        Kind(
+            "large",
+            "15 MB and 100 MB",
+            _good(_field(f'"{"x" * 15_000_000}"'), _field(f'"{"x" * _large()}"')),
+            1,
+        ),
+        Kind("attempts", "31 and 32 attempts", [_again(31), _again(32)]),
+        Kind("most_attempts", "2^15-1 and 2^31-1 attempts", [_again(2**15 - 1), _again(2**31 - 1)]),
+        Kind("infinity", "due at `-infinity`", [Row(GOOD, plain, due="-infinity")]),
+        Kind("past", "due in 44 BC", [Row(GOOD, plain, due="0044-03-15 BC")]),
         Kind("error_nul", "error text with NUL", _fail("nul")),
         Kind("error_surrogate", "error text with a lone surrogate", _fail("surrogate")),
         Kind("error_large", "error text of 20 MB", _fail("large"), 2),
         Kind("error_str", "error whose text can't be had", _fail("str")),
-    ]  # fmt: skip
+    ]
 
 
 KINDS = {kind.name: kind for kind in _singles()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -63,7 +64,9 @@ class Library(msgspec.Struct, frozen=True):
         python = str(home / self.place) if home is not None and self.place else sys.executable
         return [python, str(SCRIPTS / "run.py"), f"with_{self.name}", *arguments]
 
-    def environment(self, home: Path | None, dsn: str = "", ran: Path | None = None) -> dict[str, str]:
+    def environment(
+        self, home: Path | None, dsn: str = "", ran: Path | None = None
+    ) -> dict[str, str]:
         """What its script finds there."""
         node = str(home / self.place) if home is not None and self.place else ""
         own = {"BESIDE_DSN": dsn, "BESIDE_RAN": str(ran or ""), "BESIDE_NODE": node}
@@ -94,7 +97,11 @@ class Library(msgspec.Struct, frozen=True):
 
     def _insert(self, conn: psycopg.Connection[Any], row: Row) -> str:
         columns = self.columns(row)
-        for value, column in ((row.attempts, self.attempts), (row.due, self.due), (row.second, self.second)):
+        for value, column in (
+            (row.attempts, self.attempts),
+            (row.due, self.due),
+            (row.second, self.second),
+        ):
             if value is None:
                 continue
             if not column:
@@ -134,8 +141,11 @@ def _oban(row: Row) -> Columns:
 
 
 def _chancy(row: Row) -> Columns:
+    """The keys are in the order of time, as its own are: claims go by them."""
     limit = {} if row.attempts is None else {"max_attempts": 2**31 - 1}
-    job = {"id": uuid.uuid4(), "queue": "default", "func": row.job}
+    ticks = (time.time_ns() // 100) & 0xFFFFFFFFFFFFFF
+    key = uuid.UUID(int=(ticks << 68) | (7 << 64) | (2 << 62) | secrets.randbits(62))
+    job = {"id": key, "queue": "default", "func": row.job}
     return {**job, "kwargs": row.payload.decode(), **limit}
 
 
@@ -149,7 +159,7 @@ def _saq(row: Row) -> Columns:
         more = f', "meta": {row.second}'
     head = f'{{"function": "{row.job}", "queue": "default", "key": "{key}", "kwargs": '
     job = head.encode() + row.payload + more.encode() + b"}"
-    return {"key": key, "queue": "default", "status": "queued", "job": job}
+    return {"key": key, "queue": "default", "status": "queued", "scheduled": 0, "job": job}
 
 
 def _dbos(row: Row) -> Columns:

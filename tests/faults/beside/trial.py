@@ -25,13 +25,16 @@ from tests.helpers.server import connection_url
 __all__ = ["Outcome", "Stage", "prepared"]
 
 GOOD_JOBS = 200
-#: A worker has this long; longer while it still makes progress, because a busy machine is no failure.
+#: A worker has this long for the good jobs, and half of it for what follows; longer while it still makes progress,
+#: because a busy machine is no failure.
 SECONDS = 20.0
 QUIET_SECONDS = 10.0
-LATER_SECONDS = 10.0
+SETTLING = 5
 #: A process that ends is started again, as a supervisor would.
 STARTS = 4
 _TAIL = 4_000_000
+START = "---- start"
+_NAMED = re.compile(r"(.*ERROR: .*|error|[\w.]*(Error|Exception)|psycopg\.errors\.\w+)(:|$)")
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -49,6 +52,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     unfinished: int = 0
     later: bool = False
     exits: int = 0
+    good_at_first_exit: int | None = None
     written: int = 0
     refused: dict[str, int] = {}
     fate: dict[str, int] = {}
@@ -65,6 +69,7 @@ class Stage(msgspec.Struct, frozen=True):
     server: str
     folder: Path
     template: str
+    seconds: float = SECONDS
 
     def run(self, kind: Kind) -> Outcome:
         """One kind of poison."""
@@ -73,13 +78,15 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def prepared(library: Library, home: Path | None, server: str, folder: Path) -> Iterator[Stage]:
-    """Make the library's tables; `folder` is for what its workers say."""
+def prepared(
+    library: Library, home: Path | None, server: str, folder: Path, seconds: float = SECONDS
+) -> Iterator[Stage]:
+    """Make the library's tables; `folder` is for what its workers say, `seconds` are for each kind."""
     template = f"beside_{library.name}"
     with _database(server, template) as dsn:
         library.call(home, "setup", dsn=dsn)
         version = library.call(home, "version")
-        yield Stage(library, version, home, server, folder, template)
+        yield Stage(library, version, home, server, folder, template, seconds)
 
 
 @contextlib.contextmanager
@@ -104,7 +111,10 @@ class _Trial:
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
         self._outcome = Outcome(
-            library=stage.library.name, version=stage.version, kind=kind.name, verdict="can't be written"
+            library=stage.library.name,
+            version=stage.version,
+            kind=kind.name,
+            verdict="can't be written",
         )
 
     def run(self) -> Outcome:
@@ -119,9 +129,9 @@ class _Trial:
             self._enqueue(0, GOOD_JOBS)
             try:
                 self._work(conn, keys)
+                states = self._settled(conn, keys)
             finally:
                 self._stop()
-            states = self._states(conn)
         outcome.fate = dict(Counter(states.get(key, "gone") for key in keys))
         outcome.seconds = round(time.monotonic() - began, 1)
         self._judge()
@@ -142,9 +152,9 @@ class _Trial:
         """Until all good jobs ran and are finished, or nothing happens any more."""
         outcome = self._outcome
         poison = set(keys)
-        self._wait(lambda: self._good() == GOOD_JOBS, SECONDS)
+        self._wait(lambda: self._good() == GOOD_JOBS, self._stage.seconds)
         self._enqueue(GOOD_JOBS, GOOD_JOBS + 1)
-        outcome.later = self._wait(lambda: GOOD_JOBS in self._counts(), LATER_SECONDS)
+        outcome.later = self._wait(lambda: GOOD_JOBS in self._counts(), self._stage.seconds / 2)
 
         def unfinished() -> int:
             states = self._states(conn)
@@ -153,10 +163,20 @@ class _Trial:
                 for key, state in states.items()
             )
 
-        self._wait(lambda: unfinished() == 0, LATER_SECONDS)
+        self._wait(lambda: unfinished() == 0, self._stage.seconds / 2)
         outcome.unfinished = unfinished()
         outcome.good = self._good()
         outcome.twice = sum(times > 1 for times in self._counts().values())
+
+    def _settled(self, conn: psycopg.Connection[Any], keys: list[str]) -> dict[str, str]:
+        """The states of the rows, once those of the poison stay the same."""
+        for _ in range(SETTLING):
+            states = self._states(conn)
+            time.sleep(1)
+            after = self._states(conn)
+            if all(states.get(key) == after.get(key) for key in keys):
+                return after
+        return self._states(conn)
 
     def _wait(self, holds: Any, seconds: float) -> bool:
         """Whether it came to hold, in that time or, while jobs still run, in four times that."""
@@ -178,6 +198,8 @@ class _Trial:
         """Start it at first and, as often as that makes sense, when it has ended."""
         if self._process is not None and self._process.poll() is None:
             return True
+        if self._starts == 1:
+            self._outcome.good_at_first_exit = self._good()
         if self._starts == STARTS:
             return False
         if self._starts:
@@ -185,7 +207,7 @@ class _Trial:
         self._starts += 1
         library, home = self._stage.library, self._stage.home
         with self._output.open("ab") as output:
-            output.write(f"---- start {self._starts}\n".encode())
+            output.write(f"{START}\n".encode())
             output.flush()
             # in a session of its own, so that its children can be ended with it
             self._process = subprocess.Popen(
@@ -216,18 +238,21 @@ class _Trial:
     def _judge(self) -> None:
         outcome = self._outcome
         fine = outcome.good == GOOD_JOBS and outcome.later and not outcome.unfinished
-        outcome.verdict = "survived" if fine and not outcome.exits else "restarted" if fine else "stopped"
+        outcome.verdict = (
+            "survived" if fine and not outcome.exits else "restarted" if fine else "stopped"
+        )
         if outcome.verdict != "survived":
             outcome.output = str(self._output)
-            outcome.how = last_error(_tail(self._output))
+            starts = _tail(self._output).split(START)
+            outcome.how = last_error(
+                starts[-2] if outcome.exits and outcome.exits < self._starts else starts[-1]
+            )
         else:
             self._output.unlink()
         self._ran.unlink()
 
     def _enqueue(self, first: int, last: int) -> None:
-        self._stage.library.call(
-            self._stage.home, "enqueue", str(first), str(last), dsn=self._dsn
-        )
+        self._stage.library.call(self._stage.home, "enqueue", str(first), str(last), dsn=self._dsn)
 
     def _states(self, conn: psycopg.Connection[Any]) -> dict[str, str]:
         return dict(conn.execute(self._stage.library.states.encode()).fetchall())
@@ -248,10 +273,18 @@ def _tail(path: Path) -> str:
 
 
 def last_error(text: str) -> str:
-    """The last line that names an exception, as a traceback ends with; else the last line."""
+    """The last line that names an exception, as a traceback ends with, and what caused it; else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"^(\[?[\w.]*(Error|Exception|Violation|OutOfRange)\w*\b)", line)]
-    return (named or lines or ["it says nothing"])[-1][:300]
+    named = [at for at, line in enumerate(lines) if _NAMED.match(line)]
+    if not named:
+        return (lines or ["it says nothing"])[-1][:300]
+    last = lines[named[-1]].rstrip(": ")
+    if lines[named[-1]] != last:  # its text is on the next line
+        last += f": {' '.join(lines[named[-1] + 1 : named[-1] + 3])}"
+    between = lines[named[-2] : named[-1]] if len(named) > 1 else []
+    if any("direct cause" in line for line in between):
+        last += f" (from {lines[named[-2]]})"
+    return last[:400]
 
 
 def removed(folder: Path) -> None:

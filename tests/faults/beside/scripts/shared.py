@@ -6,7 +6,7 @@ DSN = os.environ.get("BESIDE_DSN", "")
 CONCURRENCY = 10
 
 
-class Unprintable(Exception):
+class UnprintableError(Exception):
     """Its text can't be had."""
 
     def __str__(self) -> str:
@@ -28,5 +28,5 @@ def fail(how):
     if how == "large":
         raise ValueError("x" * 20_000_000)
     if how == "str":
-        raise Unprintable
+        raise UnprintableError
     raise ValueError("no")

@@ -30,17 +30,18 @@ async def setup():
 
 
 async def enqueue(numbers):
-    async with AsyncConnectionPool(DSN) as pool:
-        async with Oban(pool=pool) as oban:
-            await oban.enqueue_many(*(good.new(number) for number in numbers))
+    async with AsyncConnectionPool(DSN) as pool, Oban(pool=pool) as oban:
+        await oban.enqueue_many(*(good.new(number) for number in numbers))
 
 
 def worker():
     async def work():
         stopped = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-        async with AsyncConnectionPool(DSN) as pool:
-            async with Oban(pool=pool, queues={"default": CONCURRENCY}):
-                await stopped.wait()
+        async with (
+            AsyncConnectionPool(DSN) as pool,
+            Oban(pool=pool, queues={"default": CONCURRENCY}),
+        ):
+            await stopped.wait()
 
     asyncio.run(work())
