@@ -22,6 +22,7 @@ __all__ = ["LIBRARIES", "CannotBeWrittenError", "Library"]
 
 SCRIPTS = Path(__file__).with_name("scripts")
 OURS = "workers"
+_INSIDE = "(in the job)"  # not a column of its own: `columns` has put it where it belongs
 _PATIENCE = 120
 Columns = dict[str, Any]
 
@@ -102,7 +103,7 @@ class Library(msgspec.Struct, frozen=True):
             (row.due, self.due),
             (row.second, self.second),
         ):
-            if value is None:
+            if value is None or column == _INSIDE:
                 continue
             if not column:
                 raise CannotBeWrittenError("it has no such column")
@@ -242,6 +243,7 @@ LIBRARIES = {
         Library(
             "saq", "venv/saq/bin/python", "saq_jobs", "key", _saq,
             "SELECT key, status FROM saq_jobs", frozenset({"new", "queued", "active", "aborting"}),
+            attempts=_INSIDE, second=_INSIDE,
         ),
         Library(
             "dbos", "venv/dbos/bin/python", "dbos.workflow_status", "workflow_uuid", _dbos,

@@ -272,19 +272,25 @@ def _tail(path: Path) -> str:
         return file.read().decode(errors="replace")
 
 
+#: What begins something else than the rest of an error.
+_NEXT = re.compile(r"ERROR|WARNING|Traceback|The above|During|\[|CONTEXT|length:|at |Trace:|File ")
+
+
 def last_error(text: str) -> str:
     """The last line that names an exception, as a traceback ends with, and what caused it; else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [at for at, line in enumerate(lines) if _NAMED.match(line)]
     if not named:
         return (lines or ["it says nothing"])[-1][:300]
-    last = lines[named[-1]].rstrip(": ")
-    if lines[named[-1]] != last:  # its text is on the next line
-        last += f": {' '.join(lines[named[-1] + 1 : named[-1] + 3])}"
+    words = [lines[named[-1]]]
+    for line in lines[named[-1] + 1 : named[-1] + 3]:  # what it says on further lines
+        if _NEXT.match(line):
+            break
+        words.append(line)
     between = lines[named[-2] : named[-1]] if len(named) > 1 else []
     if any("direct cause" in line for line in between):
-        last += f" (from {lines[named[-2]]})"
-    return last[:400]
+        words.append(f"(from {lines[named[-2]]})")
+    return " ".join(words)[:300]
 
 
 def removed(folder: Path) -> None:
