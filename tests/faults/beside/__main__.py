@@ -12,15 +12,15 @@ import argparse
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
 from tests.faults.beside.kinds import KINDS
-from tests.faults.beside.libraries import LIBRARIES, OURS
+from tests.faults.beside.libraries import LIBRARIES, OURS, Library
 from tests.faults.beside.table import write
 from tests.faults.beside.trial import SECONDS, Outcome, prepared, removed
-from tests.helpers.server import NoServerError
 from workers.embedded import embedded
 
 
@@ -29,28 +29,35 @@ def main() -> int:
     options = _arguments()
     given = os.environ.get("PEERS_HOME")
     home = Path(given) if given else None
+    names = options.library or list(LIBRARIES)
+    not_run = {name: why for name in names if (why := LIBRARIES[name].missing(home))}
+    for name, why in not_run.items():
+        print(f"{name}: not run: {why}", file=sys.stderr, flush=True)
     folder = Path(tempfile.mkdtemp(prefix="beside-"))
-    outcomes: list[Outcome] = []
-    not_run: dict[str, str] = {}
-    try:
-        with embedded() as server:
-            for name in options.library or LIBRARIES:
-                if why := LIBRARIES[name].missing(home):
-                    not_run[name] = why
-                    print(f"{name}: not run: {why}", file=sys.stderr, flush=True)
-                    continue
-                with prepared(LIBRARIES[name], home, server.dsn, folder, options.seconds) as stage:
-                    for kind in options.kind or KINDS:
-                        outcomes.append(stage.run(KINDS[kind]))
-                        _show(outcomes[-1], as_json=options.json)
-    except NoServerError as error:
-        print(error, file=sys.stderr)
-        return 2
+    with embedded() as server, ThreadPoolExecutor(options.at_once) as pool:
+        runs = [
+            pool.submit(_run, LIBRARIES[name], home, server.dsn, folder, options)
+            for name in names
+            if name not in not_run
+        ]
+        outcomes = [outcome for run in runs for outcome in run.result()]
     if not options.library and not options.kind and options.seconds == SECONDS:
         write(outcomes, not_run)
     removed(folder)
     ours = [outcome for outcome in outcomes if outcome.library == OURS]
     return int(any(outcome.verdict in ("stopped", "restarted") for outcome in ours))
+
+
+def _run(
+    library: Library, home: Path | None, server: str, folder: Path, options: argparse.Namespace
+) -> list[Outcome]:
+    """All kinds that were asked for, one after the other."""
+    outcomes = []
+    with prepared(library, home, server, folder, options.seconds) as stage:
+        for kind in options.kind or KINDS:
+            outcomes.append(stage.run(KINDS[kind]))
+            _show(outcomes[-1], as_json=options.json)
+    return outcomes
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,6 +70,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="for each kind (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=1, help="so many libraries (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser.parse_args()
