@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.beside.kinds import KINDS
+from tests.faults.beside.output import last_error
 from tests.faults.beside.table import story
-from tests.faults.beside.trial import Outcome, last_error
+from tests.faults.beside.trial import Outcome
 
 CHAINED = """
 Traceback (most recent call last):

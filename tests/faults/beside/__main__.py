@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,9 +20,12 @@ import msgspec
 
 from tests.faults.beside.kinds import KINDS
 from tests.faults.beside.libraries import LIBRARIES, OURS, Library
+from tests.faults.beside.output import removed
 from tests.faults.beside.table import write
-from tests.faults.beside.trial import SECONDS, Outcome, prepared, removed
+from tests.faults.beside.trial import SECONDS, Outcome, prepared
 from workers.embedded import embedded
+
+_ending = threading.Event()
 
 
 def main() -> int:
@@ -40,7 +44,11 @@ def main() -> int:
             for name in names
             if name not in not_run
         ]
-        outcomes = [outcome for run in runs for outcome in run.result()]
+        try:
+            outcomes = [outcome for run in runs for outcome in run.result()]
+        except BaseException:
+            _ending.set()
+            raise
     if not options.library and not options.kind and options.seconds == SECONDS:
         write(outcomes, not_run)
     removed(folder)
@@ -53,8 +61,12 @@ def _run(
 ) -> list[Outcome]:
     """All kinds that were asked for, one after the other."""
     outcomes = []
+    if _ending.is_set():
+        return []
     with prepared(library, home, server, folder, options.seconds) as stage:
         for kind in options.kind or KINDS:
+            if _ending.is_set():
+                break
             outcomes.append(stage.run(KINDS[kind]))
             _show(outcomes[-1], as_json=options.json)
     return outcomes

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from psycopg import sql
 
 from tests.faults.beside.kinds import Kind
 from tests.faults.beside.libraries import SCRIPTS, CannotBeWrittenError, Library
+from tests.faults.beside.output import START, last_error, tail
 from tests.helpers.server import connection_url
 
 __all__ = ["Outcome", "Stage", "prepared"]
@@ -32,9 +32,6 @@ QUIET_SECONDS = 10.0
 SETTLING = 5
 #: A process that ends is started again, as a supervisor would.
 STARTS = 4
-_TAIL = 4_000_000
-START = "---- start"
-_NAMED = re.compile(r"(.*ERROR: .*|error|[\w.]*(Error|Exception)|psycopg\.errors\.\w+)(:|$)")
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -179,21 +176,30 @@ class _Trial:
                 return after
         return self._states(conn)
 
-    def _wait(self, holds: Any, seconds: float) -> bool:
-        """Whether it came to hold, in that time or, while jobs still run, in four times that."""
+    def _wait(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Whether it came to hold, in that time or, while something moves, in four times that."""
         began = moved = time.monotonic()
-        before = -1
+        before: tuple[int, int] | None = None
         while not holds():
-            now, good = time.monotonic(), self._good()
-            if good != before:
-                before, moved = good, now
+            now, state = time.monotonic(), (self._good(), self._processor_seconds())
+            if state != before:
+                before, moved = state, now
             quiet = now - moved > QUIET_SECONDS
             if now - began > seconds and (quiet or now - began > 4 * seconds):
                 return False
             if not self._alive():
-                return bool(holds())
+                return holds()
             time.sleep(0.1)
         return True
+
+    def _processor_seconds(self) -> int:
+        """What its process has used: one that calculates is slow, not stopped."""
+        if self._process is None or self._process.poll() is not None:
+            return 0
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) // os.sysconf("SC_CLK_TCK")
+        return 0
 
     def _alive(self) -> bool:
         """Start it at first and, as often as that makes sense, when it has ended."""
@@ -244,7 +250,7 @@ class _Trial:
         )
         if outcome.verdict != "survived":
             outcome.output = str(self._output)
-            starts = _tail(self._output).split(START)
+            starts = tail(self._output).split(START)
             outcome.how = last_error(
                 starts[-2] if outcome.exits and outcome.exits < self._starts else starts[-1]
             )
@@ -265,36 +271,3 @@ class _Trial:
 
     def _good(self) -> int:
         return sum(number < GOOD_JOBS for number in self._counts())
-
-
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        return file.read().decode(errors="replace")
-
-
-#: What begins something else than the rest of an error.
-_NEXT = re.compile(r"ERROR|WARNING|Traceback|The above|During|\[|CONTEXT|length:|at |Trace:|File ")
-
-
-def last_error(text: str) -> str:
-    """The last line that names an exception, as a traceback ends with, and what caused it; else the last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [at for at, line in enumerate(lines) if _NAMED.match(line)]
-    if not named:
-        return (lines or ["it says nothing"])[-1][:300]
-    words = [lines[named[-1]]]
-    for line in lines[named[-1] + 1 : named[-1] + 3]:  # what it says on further lines
-        if _NEXT.match(line):
-            break
-        words.append(line)
-    between = lines[named[-2] : named[-1]] if len(named) > 1 else []
-    if any("direct cause" in line for line in between):
-        words.append(f"(from {lines[named[-2]]})")
-    return " ".join(words)[:300]
-
-
-def removed(folder: Path) -> None:
-    """Remove the folder unless there is something in it that a human should read."""
-    if not any(folder.iterdir()):
-        shutil.rmtree(folder)
