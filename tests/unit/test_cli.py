@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from workers.cli import logs
-from workers.cli.command import one_line, without_secrets
+from workers.cli.command import one_line
 from workers.errors import ConfigurationError
 
 WITHOUT = "import sys; sys.modules[sys.argv.pop()] = None; from workers.cli import main; main()"
@@ -87,20 +87,6 @@ def test_applications_handlers_stay_unless_asked(
     logs.configure(None, "json")
     assert own not in root.handlers
     assert root.level == logging.INFO
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("at postgresql://me:a:b@c/d@h:1/x?y=z.", "at postgresql://me:***@h:1/x?y=z."),
-        ("postgresql://h:5432/x", "postgresql://h:5432/x"),
-        ("host=h password = 'it\\'s' user=me", "host=h password = *** user=me"),
-        ("postgresql:///x?password=abc&host=h", "postgresql:///x?password=***&host=h"),
-        ("password authentication failed", "password authentication failed"),
-    ],
-)
-def test_passwords_are_taken_out(text: str, shown: str) -> None:
-    assert without_secrets(text) == shown
 
 
 def test_errors_take_one_line() -> None:
