@@ -41,6 +41,7 @@ _SURROGATE = (
 )
 _NUL = "text with a NUL character, which PostgreSQL can't store: remove it before enqueueing"
 _NON_FINITE = "NaN or Infinity, which JSON does not have: use None or a string"
+_OFFSET = "a time whose offset from UTC has seconds, as some zones had long ago, which JSON can't hold: use astimezone(UTC)"
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _EXPONENT = re.compile(rb"[eE]([+-]?\d+)")
 _WITH_PATH = re.compile(r"(.*?)(?: - at (?:the key in )?`\$\.?([^`]*)`)?", re.DOTALL)
@@ -214,12 +215,22 @@ def _compare(given: object, stored: object, path: str) -> None:
     elif kind is type(stored) and (names := _field_names(given)) is not None:
         for name in names:
             _compare(getattr(given, name, None), getattr(stored, name, None), f"{path}.{name}")
+    elif kind is type(stored) and isinstance(given, datetime | time) and _is_moved(given, stored):
+        raise Refused(_OFFSET, path)
     elif not _survived(given, stored):
         change = "with another value" if kind is type(stored) else f"as `{_name(stored)}`"
         raise Refused(
             f"`{_name(given)}` would come back {change}: give the field a value of its own type",
             path,
         )
+
+
+def _is_moved(given: datetime | time, stored: Any) -> bool:
+    """Whether it is another time now. By its parts: inside a fold it is not even equal to itself."""
+    return bool(
+        given.replace(tzinfo=None) != stored.replace(tzinfo=None)
+        or given.utcoffset() != stored.utcoffset()
+    )
 
 
 def _survived(given: object, stored: object) -> bool:
