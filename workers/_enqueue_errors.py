@@ -69,9 +69,14 @@ def _cut(error: BaseException) -> None:
                     without_passwords(part.partition("\n")[0]) if isinstance(part, str) else part
                     for part in item.args
                 )
-            for name, value in (("hide_parameters", True), ("detail", None)):  # SQLAlchemy, asyncpg
-                if hasattr(item, name):
-                    with contextlib.suppress(Exception):
-                        setattr(item, name, value)
+            _quieten(item)
         links = [getattr(item, name, None) for name in _LINKS]
         open_ += [link for link in links if isinstance(link, BaseException)]
+
+
+def _quieten(error: Any) -> None:
+    """What SQLAlchemy and asyncpg add when an error of theirs is shown."""
+    if isinstance(getattr(error, "hide_parameters", None), bool):
+        error.hide_parameters = True
+    if isinstance(getattr(error, "detail", None), str):
+        error.detail = None

@@ -32,7 +32,7 @@ _HIDDEN_JSON = msgspec.Raw(f'"{HIDDEN}"'.encode())
 #: Instead of a text, where looking for values in it would take too long.
 _TOO_MUCH = "(not shown: too much to look for secrets in)"
 #: The most texts that are looked for, and the most characters that are looked at for all of them together.
-_MOST_FORMS, _MOST_WORK = 1000, 50_000_000
+_MOST_FORMS, _MOST_WORK = 2000, 50_000_000
 #: Shorter texts, and numbers, are hidden where they stand alone: a secret "e" does not take every e along.
 _SHORT = 4
 #: Lines of a longer text are looked for one by one, as they may be indented.
@@ -197,12 +197,18 @@ def _forms_of(leaf: str) -> Iterator[str]:
 
 
 def _quoted(text: str) -> Iterator[str]:
-    yield text
-    yield from (quote(text), quote(text, safe=""), quote_plus(text))
-    for _ in range(2):  # an exception may quote what it was told in quotes
-        yield from (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
-        # repr() chooses its quotes by what is inside
-        yield from (text := repr(text)[1:-1], text.replace("\\'", "'"), text.replace("'", "\\'"))
+    yield from (text, quote(text), quote(text, safe=""), quote_plus(text))
+    forms = {text}
+    for _ in range(2):  # an exception may quote what was quoted when it was told
+        forms |= {quoted for form in forms for quoted in _in_quotes(form)}
+    yield from forms
+
+
+def _in_quotes(text: str) -> tuple[str, ...]:
+    """What Python and JSON have between quotes for it. repr() chooses its quotes by what else is inside."""
+    bare = repr(text)[1:-1].replace("\\'", "'")
+    as_json = (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+    return bare, bare.replace("'", "\\'"), *as_json
 
 
 def without_passwords(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -34,7 +34,7 @@ class NeedsMuchError(Exception):
 
 
 class KnowsItsSubclassesError(Exception):
-    known: list[type] = []
+    known: ClassVar[list[type]] = []
 
     def __init_subclass__(cls) -> None:
         cls.known.append(cls)
@@ -42,7 +42,7 @@ class KnowsItsSubclassesError(Exception):
 
 class HidesItsCauseError(Exception):
     @property
-    def __cause__(self) -> BaseException | None:  # type: ignore[override]
+    def __cause__(self) -> BaseException | None:
         return None
 
     @__cause__.setter
