@@ -8,6 +8,7 @@ from itertools import count
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
@@ -21,6 +22,13 @@ from tests.helpers.server import (
 from workers.migrations import migrate
 
 AsyncPool = AsyncConnectionPool[psycopg.AsyncConnection[psycopg.rows.TupleRow]]
+
+# A busy machine is no failure; --hypothesis-profile=fuzz takes its time.
+settings.register_profile("suite", deadline=None)
+settings.register_profile(
+    "fuzz", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 SERVER = pytest.StashKey[TestServer]()
 

@@ -40,11 +40,11 @@ _LINE = 8
 
 _RUN = re.compile(r"\S+")
 _USER = re.compile(r"://[^\s:/@]*:")
-#: A password in the other form of a connection string, and in the repr of a dict.
-_PASSWORD = re.compile(
-    r"""(password(?:\s*+=\s*+|["']\s*+:\s*+))('(?:[^'\\\n]++|\\.)*+'|"(?:[^"\\\n]++|\\.)*+"|[^\s&]+)""",
-    re.IGNORECASE,
-)
+#: What stands before a password in the other form of a connection string, and in the repr of a dict.
+_KEY = re.compile(r"""password(?:\s*+=\s*+|["']\s*+:\s*+)""", re.IGNORECASE)
+#: In quotes; to the end of the line where they are not closed.
+_QUOTED = re.compile(r"""'(?:[^'\\\n]++|\\.)*+'|"(?:[^"\\\n]++|\\.)*+"|['"][^\n]*+""")
+_WORD = re.compile(r"[^\s&]+")
 
 
 class _Mark:
@@ -216,7 +216,7 @@ def without_passwords(text: str) -> str:
     if "://" in text and "@" in text:
         text = _RUN.sub(_without_password, text)
     if "password" in text.lower():
-        text = _PASSWORD.sub(rf"\1{HIDDEN}", text)
+        text = _without_values(text)
     return text
 
 
@@ -227,6 +227,22 @@ def _without_password(match: re.Match[str]) -> str:
     if end < 0 or (user := _USER.search(run, 0, end)) is None:
         return run
     return f"{run[: user.end()]}{HIDDEN}{run[end:]}"
+
+
+def _without_values(text: str) -> str:
+    """Each key counts, also one inside of what looks like the value of another: quotes may be anybody's."""
+    parts, end = [], 0
+    for key in _KEY.finditer(text):
+        start = key.end()
+        value = _QUOTED.match(text, start)
+        if value is None and start >= end:  # else it ends where the word does that it is in
+            value = _WORD.match(text, start)
+        if value is None or value.end() <= end:
+            continue
+        if start >= end:
+            parts += [text[end:start], HIDDEN]
+        end = value.end()
+    return "".join([*parts, text[end:]])
 
 
 def shown(value: Any, names: frozenset[str] | None) -> str:
