@@ -5,7 +5,7 @@ RUN = .venv/bin/python -m
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-verbose lint fmt typecheck ci bench faults stress clean
+.PHONY: help setup test test-verbose lint fmt typecheck ci bench faults stress fuzz clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s%s\n", $$1, $$2}' Makefile
@@ -55,6 +55,10 @@ faults: $(STAMP) ## inject every fault of the table, and write what came of it t
 
 stress: $(STAMP) ## run the stress test, a monster-collecting game
 	@$(RUN) examples.stress_test $(ARGS)
+
+fuzz: $(STAMP) ## look for inputs that nobody thought of: 5,000 examples of each test, then by coverage where atheris is
+	@$(RUN) pytest -k fuzz --hypothesis-profile=fuzz -o faulthandler_timeout=0 $(ARGS)
+	@$(RUN) tests.fuzz
 
 clean: ## remove .venv and everything else that these commands made
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist benchmarks/out

@@ -7,12 +7,20 @@ from collections.abc import AsyncIterator, Iterator
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg_pool import AsyncConnectionPool
 
 from tests.helpers.schemas import Schemas
 from tests.helpers.server import RUNS_BEFORE, NoServerError, TestServer, find_server
 
 AsyncPool = AsyncConnectionPool[psycopg.AsyncConnection[psycopg.rows.TupleRow]]
+
+# A busy machine is no failure; --hypothesis-profile=fuzz takes its time.
+settings.register_profile("suite", deadline=None)
+settings.register_profile(
+    "fuzz", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 SERVER = pytest.StashKey[TestServer]()
 

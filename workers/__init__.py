@@ -21,15 +21,18 @@ from .errors import (
     WorkersError,
 )
 from .handle import RunnerHandle, RunnerThread
+from .hiding import Secret
 from .job import ClaimedJob, JobRecord, JobState, Priority
 from .migrations import migrate
 from .roles import apply_roles
 from .runner import Runner
+from .runtime.failure import keep_passwords_out as _keep_passwords_out
 from .sentry import install as _install_sentry
 
 __version__ = "0.1.0"
 
 _install_sentry()
+_keep_passwords_out()
 
 __all__ = [
     "BackgroundJob",
@@ -55,6 +58,7 @@ __all__ = [
     "RunnerError",
     "RunnerHandle",
     "RunnerThread",
+    "Secret",
     "Snooze",
     "StorageError",
     "StorageRejectedError",

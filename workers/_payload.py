@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, time
 from decimal import Decimal
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -23,7 +22,6 @@ __all__ = [
     "compare_all",
     "explain",
     "from_plain",
-    "getter",
     "is_storable",
     "kinds_of",
     "name_of",
@@ -41,6 +39,7 @@ _SURROGATE = (
 )
 _NUL = "text with a NUL character, which PostgreSQL can't store: remove it before enqueueing"
 _NON_FINITE = "NaN or Infinity, which JSON does not have: use None or a string"
+_OFFSET = "a time whose offset from UTC has seconds, as some zones had long ago, which JSON can't hold: use astimezone(UTC)"
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _EXPONENT = re.compile(rb"[eE]([+-]?\d+)")
 _WITH_PATH = re.compile(r"(.*?)(?: - at (?:the key in )?`\$\.?([^`]*)`)?", re.DOTALL)
@@ -103,14 +102,6 @@ def is_storable(kind: msgspec.inspect.Type) -> bool:
 def name_of(kind: msgspec.inspect.Type) -> str:
     """What users call a type."""
     return str(getattr(getattr(kind, "cls", None), "__qualname__", "msgspec.Raw"))
-
-
-def getter(fields: tuple[str, ...]) -> Callable[[Any], tuple[object, ...]]:
-    """A function that returns the values of `fields`, in a tuple; of a single one twice."""
-    if not fields:
-        return lambda _: ()
-    # of one name it makes no tuple
-    return attrgetter(*fields) if len(fields) > 1 else attrgetter(*fields, *fields)
 
 
 def _field_names(value: object) -> tuple[str, ...] | None:
@@ -214,12 +205,22 @@ def _compare(given: object, stored: object, path: str) -> None:
     elif kind is type(stored) and (names := _field_names(given)) is not None:
         for name in names:
             _compare(getattr(given, name, None), getattr(stored, name, None), f"{path}.{name}")
+    elif kind is type(stored) and isinstance(given, datetime | time) and _is_moved(given, stored):
+        raise Refused(_OFFSET, path)
     elif not _survived(given, stored):
         change = "with another value" if kind is type(stored) else f"as `{_name(stored)}`"
         raise Refused(
             f"`{_name(given)}` would come back {change}: give the field a value of its own type",
             path,
         )
+
+
+def _is_moved(given: datetime | time, stored: Any) -> bool:
+    """Whether it is another time now. By its parts: inside a fold it is not even equal to itself."""
+    return bool(
+        given.replace(tzinfo=None) != stored.replace(tzinfo=None)
+        or given.utcoffset() != stored.utcoffset()
+    )
 
 
 def _survived(given: object, stored: object) -> bool:

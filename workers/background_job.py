@@ -42,6 +42,8 @@ from .declaration import (
     refuse_clashes,
     take_name,
 )
+from .errors import RegistrationError
+from .hiding import shown
 from .job_type import JobType, describe
 from .lifecycle import JobPolicy
 
@@ -101,6 +103,10 @@ class BackgroundJob(Generic[ContextT]):
         if "__dataclass_fields__" not in vars(cls):  # a slots=True decorator makes the class twice
             check_body(cls)
             cls._workers_named = take_name(cls)
+            if "__repr__" not in vars(
+                cls
+            ):  # no dataclass decorator puts its own in the place of what is there
+                cls.__repr__ = BackgroundJob.__repr__  # type: ignore[method-assign]
             dataclasses.dataclass(kw_only=True)(cls)
             cls._workers_fields = vars(cls)["__dataclass_fields__"]
             cls._workers_frames = enclosing_frames(cls)
@@ -111,6 +117,13 @@ class BackgroundJob(Generic[ContextT]):
     @abstractmethod
     def run(self, ctx: ContextT, /) -> object:
         """Do the work; `async def`, or `def` for a thread. An awaitable that is returned is awaited."""
+
+    def __repr__(self) -> str:
+        try:
+            secrets = describe(type(self)).secrets
+        except RegistrationError:  # so it is not known which ones are
+            secrets = None
+        return shown(self, secrets)
 
     @classmethod
     def policy(cls) -> JobPolicy:

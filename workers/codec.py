@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from operator import eq
-from typing import Generic, NoReturn, TypeVar
+from operator import attrgetter, eq
+from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 
@@ -71,7 +71,7 @@ class Codec(Generic[T]):
         self._decode: Callable[[str | bytes], T] = decoder.decode
         self._decode_lines: Callable[[bytes], list[T]] = decoder.decode_lines
         self._fields = tuple(field.name for field in dataclasses.fields(job_class))  # type: ignore[arg-type]
-        self._values = _payload.getter(self._fields)
+        self._values = _getter(self._fields)
 
     def encode(self, job: T) -> str:
         """Return `job` as JSON text; raise InvalidJobError if it would not come back as it is."""
@@ -142,6 +142,14 @@ class Codec(Generic[T]):
         where = f", field `{refused.path}`" if refused.path else ""
         # the original error may quote the payload, and its traceback would be logged with it
         raise InvalidJobError(f"job {self._job_type!r}{where}: {refused}") from None
+
+
+def _getter(fields: tuple[str, ...]) -> Callable[[Any], tuple[object, ...]]:
+    """A function that returns the values of `fields`, in a tuple; of a single one twice."""
+    if not fields:
+        return lambda _: ()
+    # of one name it makes no tuple
+    return attrgetter(*fields) if len(fields) > 1 else attrgetter(*fields, *fields)
 
 
 def _openings(raw: bytes) -> int:

@@ -18,6 +18,7 @@ from psycopg.rows import tuple_row
 
 from ._connection_advice import add_advice, advice_on
 from ._connection_types import AsyncConnectionLike, SyncConnectionLike
+from ._enqueue_errors import in_short
 from .copying import copy, copy_async
 from .errors import UnsupportedConnectionError
 from .job import NewJob
@@ -270,7 +271,7 @@ def run(caller: type, conn: Any, query: Query, parameters: Parameters, shape: Sh
     kind = _kind_of(type(conn))  # type: ignore[arg-type]  # a class is hashable
     if query is ENQUEUE_COPY and not kind.streams:
         parameters["data"] = list(parameters["data"])
-    result = kind.run(conn, query, parameters, shape)
+    result = in_short(caller, kind.run, kind.is_async)(conn, query, parameters, shape)
     return _named(result, caller, shape) if kind.is_async else result
 
 

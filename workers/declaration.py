@@ -62,7 +62,6 @@ LATER = frozenset(
         "result",
         "progress",
         "tags",
-        "secret",
     ]
 )
 #: No field may have one of these names: they are settings and methods of job classes, now or later.

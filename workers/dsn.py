@@ -61,7 +61,7 @@ def read_dsn(url: object) -> str:
 def _parsed(dsn: str) -> dict[str, Any] | None:
     try:
         return conninfo_to_dict(dsn)
-    except psycopg.Error:
+    except (psycopg.Error, UnicodeError):
         return None  # whoever raises while this is handled takes its text along
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from typing import Any
 
 import msgspec
 
@@ -42,7 +43,18 @@ class JobState(StrEnum):
     DEAD = "dead"
 
 
-class NewJob(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class _Row(msgspec.Struct, frozen=True):
+    """What is shown of a row has no payload in it."""
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={value!r}" for name, value in self.__rich_repr__()]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name != "data"]
+
+
+class NewJob(_Row, frozen=True, gc=False, kw_only=True):
     """A job that is to be written. `data` is checked JSON text; of `run_at` and `delay` at most one is set."""
 
     job_type: str
@@ -54,7 +66,7 @@ class NewJob(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     deduplicated: bool = False
 
 
-class ClaimedJob(msgspec.Struct, frozen=True, gc=False):
+class ClaimedJob(_Row, frozen=True, gc=False):
     """A row as a claim returns it: what is needed to run it, and to prove the claim when its outcome is written.
 
     `data` is the stored JSON as text: decoding is the executor's, one job at a time, so that a bad row harms itself alone.
@@ -71,7 +83,7 @@ class ClaimedJob(msgspec.Struct, frozen=True, gc=False):
     token: int
 
 
-class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+class JobRecord(_Row, frozen=True, kw_only=True):
     """A job as its owner sees it, wherever it stands. `finished_at` and `reason` are set once it is out of the hot table."""
 
     id: int

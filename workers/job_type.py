@@ -14,6 +14,7 @@ from .codec import Codec
 from .config import seconds
 from .declaration import payload_fields
 from .errors import RegistrationError
+from .hiding import secret_fields
 from .lifecycle import JobPolicy
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ _lock = RLock()
 
 
 class JobType(msgspec.Struct, frozen=True, kw_only=True):
-    """A job class, ready to be written and run. `timeout` is in seconds; `is_async`: `run` is an `async def`."""
+    """A job class, ready to be written and run. `timeout` is in seconds; `is_async`: `run` is an `async def`; `secrets`: the
+    fields that are shown nowhere."""
 
     name: str
     job_class: type[BackgroundJob[Any]]
@@ -35,6 +37,7 @@ class JobType(msgspec.Struct, frozen=True, kw_only=True):
     is_async: bool
     timeout: float | None
     transactional: bool
+    secrets: frozenset[str]
 
 
 def describe(cls: type[BackgroundJob[Any]]) -> JobType:
@@ -64,6 +67,7 @@ def _describe(cls: type[BackgroundJob[Any]]) -> JobType:
         is_async=inspect.iscoroutinefunction(cls.run),
         timeout=None if cls.timeout is None else seconds("timeout", cls.timeout),
         transactional=cls.transactional,
+        secrets=secret_fields(cls),
     )
 
 

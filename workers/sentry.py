@@ -12,6 +12,8 @@ Once the application has called `sentry_sdk.init`, before or after importing `wo
 * Payloads stay here: a job's fields and the local variables of the library's own frames, and of the drivers' frames
   below them, are taken out of every event. What an exception says, and the other local variables of your code, is
   yours: `include_local_variables=False` drops the latter.
+* Where a job has fields that are marked as `Secret`, their values are taken out of all that is captured in it, and all
+  local variables are.
 
 `sentry_sdk` is never imported by this module. Until it is initialised a job costs one look.
 """
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import telemetry
 from .background_job import BackgroundJob
+from .hiding import Hiding, hiding
 from .job import ClaimedJob
 from .lifecycle import Bury, Crashed, Discarded, Outcome, Transition
 
@@ -41,6 +44,9 @@ logger = logging.getLogger("workers")
 JOBS_LOGGER = "workers.jobs"
 #: Their local variables hold payloads or connection strings when the library called them.
 _DRIVERS = ("psycopg", "psycopg_pool", "sqlalchemy", "django")
+
+#: What an event has to be an event: a secret that is called the same is no secret there.
+_FORMAL = frozenset({"event_id", "level", "modules", "platform", "sdk", "timestamp", "type"})
 
 _preparing = threading.Lock()
 _prepared = False
@@ -197,15 +203,31 @@ def _without_payload(value: object, hint: dict[str, Any]) -> Any:
 
 
 def _without_local_variables(event: Event, hint: Hint) -> Event:
-    """Drop the variables of the library's frames, and of the drivers' frames that it called."""
+    """Drop the variables of the library's frames, and of the drivers' frames that it called; in a job with secrets all."""
+    hide = hiding.get(None)
     for frames in _stacks(event):
         below = False
         for frame in frames:
             module = frame.get("module")
             below = _is_ours(module) or (below and _is_driver(module))
-            if below:
+            if below or hide is not None:
                 frame.pop("vars", None)
+    if hide is not None:
+        said: dict[str, Any] = event  # type: ignore[assignment]
+        said |= {name: _without(said[name], hide) for name in said.keys() - _FORMAL}
     return event
+
+
+def _without(value: Any, hide: Hiding) -> Any:
+    if isinstance(value, str):
+        return hide(value)
+    if isinstance(value, dict):
+        return {
+            name: _without(part, hide) if name != "trace" else part for name, part in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without(part, hide) for part in value]
+    return value
 
 
 def _stacks(event: Any) -> Iterator[list[dict[str, Any]]]:

@@ -3,7 +3,8 @@
     with subscribe(print, JobFinished): ...
 
 A subscriber is called on the thread and at the moment of the event and must be quick; what it raises is logged and goes no
-further. With no subscriber for an event type the runtime does not even build the event.
+further. With no subscriber for an event type the runtime does not even build the event. The `data` of a job in an event has
+*** in the place of its marked fields.
 """
 
 from __future__ import annotations

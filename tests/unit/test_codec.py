@@ -109,6 +109,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "bool is no int": ({"number": True}, "field `number`"),
     "none": ({"text": None}, "field `text`"),
     "bytes as text": ({"text": b"x"}, "field `text`: `bytes` would come back as `str`"),
+    "seconds in the offset": (
+        {"when": datetime(1912, 1, 1, tzinfo=ZoneInfo("Africa/Abidjan"))},
+        "field `when`: a time whose offset from UTC has seconds",
+    ),
     "datetime as text": ({"text": datetime.now(UTC)}, "field `text`: `datetime` would"),
     "uuid as text": ({"text": uuid.uuid4()}, "field `text`: `UUID` would"),
     "enum as text": ({"text": Colour.RED}, "field `text`: `Colour` would"),

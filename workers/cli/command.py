@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,11 @@ import click
 import psycopg
 
 from ..errors import WorkersError
+from ..hiding import without_passwords
 
-__all__ = ["Command", "one_line", "show_tracebacks", "without_secrets"]
+__all__ = ["Command", "one_line", "show_tracebacks"]
 
 _DEBUG = "workers.debug"
-#: The password in a URL, and in the other form of a connection string.
-_PASSWORDS = (
-    re.compile(r"(?<=://)([^\s:/@]*):\S*@"),
-    re.compile(r"\b(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE),
-)
 
 
 class Command(click.Command):
@@ -44,7 +39,7 @@ class Command(click.Command):
             raise
         except Exception as error:
             if ctx.meta.get(_DEBUG):
-                click.echo(without_secrets(traceback.format_exc()), err=True)
+                click.echo(without_passwords(traceback.format_exc()), err=True)
             raise click.ClickException(one_line(error)) from error
 
 
@@ -57,20 +52,11 @@ def one_line(error: BaseException) -> str:
     """What went wrong, for whoever called the command; where, when it may be a fault in a program."""
     text = " ".join(str(error).split())
     if isinstance(error, WorkersError):
-        return without_secrets(text)
+        return without_passwords(text)
     name = type(error).__name__
     if not isinstance(error, psycopg.Error | OSError):
         name += _place(error)
-    return without_secrets(f"{name}: {text}" if text else name)
-
-
-def without_secrets(text: str) -> str:
-    """`text` without the passwords of connection strings."""
-    if "://" in text:
-        text = _PASSWORDS[0].sub(r"\1:***@", text)
-    if "password" in text.lower():
-        text = _PASSWORDS[1].sub(r"\1***", text)
-    return text
+    return without_passwords(f"{name}: {text}" if text else name)
 
 
 def _place(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..dsn import EMBEDDED, read_dsn
 from ..embedded import resolve_dsn
-from .command import without_secrets
+from ..hiding import without_passwords
 
 __all__ = ["connect", "database_option", "require", "resolve"]
 
@@ -63,5 +63,5 @@ def connect(dsn: str) -> psycopg.Connection[Any]:
             if secret := given.get(name):
                 text = text.replace(str(secret), "***")
         raise click.ClickException(
-            f"no connection to the database: {without_secrets(text)}"
+            f"no connection to the database: {without_passwords(text)}"
         ) from error

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
+from typing import Any
 
 from ..current import current
 from ..errors import WorkersError
-from .command import without_secrets
+from ..hiding import hiding, without_passwords
 
 __all__ = ["FORMATS", "LEVELS", "configure"]
 
@@ -53,7 +54,7 @@ class _Text(logging.Formatter):
             text += "  " + " ".join(shown)
         for more in _details(self, record):
             text += "\n" + more
-        return without_secrets(text)
+        return _clean(text)
 
 
 class _Json(logging.Formatter):
@@ -64,12 +65,33 @@ class _Json(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": without_secrets(record.getMessage()),
+            "message": _clean(record.getMessage()),
         }
-        entry |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        entry |= {
+            name: _cleaned(value) for name, value in vars(record).items() if name not in _STANDARD
+        }
         if details := _details(self, record):
-            entry["exception"] = without_secrets("\n".join(details))
-        return json.dumps(entry, default=str)
+            entry["exception"] = _clean("\n".join(details))
+        return json.dumps(entry, default=lambda value: _clean(str(value)))
+
+
+def _clean(text: str) -> str:
+    """Without passwords, and without what is marked in the payload of the job that logs it."""
+    hide = hiding.get(None)
+    return without_passwords(text if hide is None else hide(text))
+
+
+def _cleaned(value: Any) -> Any:
+    """The texts in what a record carries; what JSON does not have is left to be made a text."""
+    match value:
+        case str():
+            return _clean(value)
+        case dict():
+            return {_cleaned(key): _cleaned(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_cleaned(part) for part in value]
+        case _:
+            return value
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -7,6 +7,9 @@ import time
 from contextvars import Context
 from typing import Any
 
+import msgspec
+
+from ..hiding import Hiding
 from ..job import ClaimedJob
 from ..job_type import JobType
 from ..lifecycle import Failed, Interrupted, Outcome, Transition
@@ -65,6 +68,18 @@ class Attempt:
         self.written = False
         #: Whether its transaction was committed could not be found out.
         self.in_doubt = False
+
+    @property
+    def hide(self) -> Hiding | None:
+        """What takes the values of its marked fields out of texts; None where it has none."""
+        secrets = self.type.secrets
+        return Hiding(self.job.data, secrets) if secrets else None
+
+    @property
+    def shown(self) -> ClaimedJob:
+        """The job as others may see it."""
+        hide = self.hide
+        return self.job if hide is None else msgspec.structs.replace(self.job, data=hide.data)
 
     def stop(self, outcome: Outcome | Fenced) -> None:
         """End the attempt, with `outcome`. A thread can't be ended: it keeps its claim until it returns."""

@@ -17,23 +17,20 @@ from contextvars import Context
 from typing import Any, TypeGuard
 
 import anyio.to_thread
+import msgspec
 from anyio import CapacityLimiter
 
 from .. import telemetry
 from ..current import CurrentJob, current
 from ..errors import InvalidJobError, StorageUnavailableError
+from ..hiding import hiding
 from ..job import ClaimedJob
 from ..job_type import JobType
-from ..lifecycle import (
-    Completed,
-    Interrupted,
-    Outcome,
-    Transition,
-    decide,
-)
+from ..lifecycle import Archive, Completed, Delete, Interrupted, Outcome, Retry, Transition, decide
 from ..storage.base import Guard, Settlement, Storage
 from .attempt import Attempt, Fenced
 from .driving import Driven, as_coroutine, come_clean
+from .failure import told
 from .verdict import Stopped, TooManyCrashes, Undecodable, outcome_of
 
 __all__ = ["Executor", "ThreadJobs"]
@@ -88,7 +85,10 @@ class Executor:
                 outcome = Interrupted("a cancellation that another job left behind")
         if isinstance(outcome, Fenced):
             return None, None
-        return outcome, decide(job, outcome, job_type.policy)
+        transition = decide(job, outcome, job_type.policy)
+        if type(transition) is not Delete:
+            transition = _presentable(transition, attempt)
+        return outcome, transition
 
     def _is_innocent(self, attempt: Attempt) -> bool:
         """Whether to believe that the cancellation which ended the attempt was not its own doing: once for each job, and
@@ -114,9 +114,13 @@ class Executor:
         """A context of its own for the job's code."""
         scope = attempt.scope = self._base.copy()
         scope.run(current.set, CurrentJob(attempt.job, session, attempt.deadline, connection))
+        job = attempt.job
+        if attempt.type.secrets and (hide := attempt.hide) is not None:
+            scope.run(hiding.set, hide)
+            job = attempt.shown
         for hook in telemetry.job_context_hooks:
             try:
-                scope.run(hook, attempt.job)
+                scope.run(hook, job)
             except Exception:
                 logger.exception("a hook for job contexts failed")
         return scope
@@ -233,8 +237,16 @@ class Executor:
         if attempt.verdict() is not None:  # nothing of it may be committed
             raise Stopped
         job = attempt.job
-        transition = decide(job, Completed(), attempt.type.policy)
+        transition = _presentable(decide(job, Completed(), attempt.type.policy), attempt)
         return Settlement(Guard(job.id, job.token), job.deduplicated, transition)
+
+
+def _presentable(transition: Transition, attempt: Attempt) -> Transition:
+    """The same, with nothing in it that must not be shown."""
+    if isinstance(transition, Archive | Retry) and transition.fault is not None:
+        fault = told(transition.fault, attempt.hide)[1]
+        return msgspec.structs.replace(transition, fault=fault)
+    return transition
 
 
 def _is_awaitable(result: Any) -> TypeGuard[Awaitable[Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import Cancel, Discard, Snooze, StorageUnavailableError
 from ..lifecycle import Cancelled, Crashed, Discarded, Failed, Interrupted, Outcome, Snoozed
 from .attempt import Attempt, Fenced
-from .failure import describe, storable
+from .failure import Hide, describe, storable, told
 
 __all__ = ["Stopped", "TooManyCrashes", "Undecodable", "outcome_of"]
 
@@ -39,29 +39,29 @@ def outcome_of(error: BaseException, attempt: Attempt, *, closing: bool) -> Outc
     try:
         return _outcome_of(error, attempt, closing)
     except BaseException:
-        return Failed(describe(error), error)
+        return Failed(*told(error, attempt.hide))
 
 
 def _outcome_of(error: BaseException, attempt: Attempt, closing: bool) -> Outcome | Fenced:
     """A job that was stopped may still say what shall become of it, not that it failed."""
-    kind, verdict = type(error), attempt.verdict()
+    kind, verdict, hide = type(error), attempt.verdict(), attempt.hide
     if isinstance(verdict, Fenced):
         return verdict
     if issubclass(kind, Fenced):
         return Fenced()
     # classes derived from these may have forgotten to initialise them
     if issubclass(kind, Cancel):
-        return Cancelled(_text_of(error, "reason"))
+        return Cancelled(_text_of(error, hide, "reason"))
     if issubclass(kind, Discard):
-        reason = _text_of(error, "reason") or "discarded by the job"
-        return Discarded(reason, describe(error))
+        reason = _text_of(error, hide, "reason") or "discarded by the job"
+        return Discarded(reason, describe(error, hide))
     if issubclass(kind, Snooze) and isinstance(delay := getattr(error, "seconds", None), float):
         return Snoozed(delay)
     if issubclass(kind, TooManyCrashes):
         return Crashed()
     if issubclass(kind, Undecodable):
         cause = error.__cause__
-        return Discarded(_text_of(error), None if cause is None else describe(cause))
+        return Discarded(_text_of(error, hide), None if cause is None else describe(cause, hide))
     not_begun = attempt.scope is None
     if verdict is not None:
         return Snoozed(_NOT_BEGUN_WAIT) if not_begun and isinstance(verdict, Failed) else verdict
@@ -72,15 +72,15 @@ def _outcome_of(error: BaseException, attempt: Attempt, closing: bool) -> Outcom
             return Interrupted("the event loop is closing")
         attempt.spoiled = attempt.task.cancelling() > 0
         return Failed("the job cancelled the task it ran in", error)
-    return Failed(describe(error), error)
+    return Failed(*told(error, hide))
 
 
-def _text_of(error: BaseException, attribute: str | None = None) -> str:
+def _text_of(error: BaseException, hide: Hide | None, attribute: str | None = None) -> str:
     """The error, or one of its attributes, as text that can be stored; empty where there is none."""
     found: Any = error
     try:
         if attribute is not None:
             found = getattr(error, attribute, "")
-        return storable(str(found))
+        return storable(str(found), hide)
     except BaseException:
         return f"(a {type(found).__name__} whose text can't be had)"

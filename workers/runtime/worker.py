@@ -95,7 +95,11 @@ class Worker:
         running.add(attempt)
         timer = None if attempt.deadline is None else _Timer(attempt, session)
         if telemetry.wanted(telemetry.JobStarted):
-            telemetry.emit(telemetry.JobStarted(session=session, job=job))
+            telemetry.emit(
+                telemetry.JobStarted(
+                    session=session, job=attempt.shown if job_type.secrets else job
+                )
+            )
         log_start(job, session)
         outcome, transition = await self._executor.run(attempt, session)
         running.discard(attempt)
@@ -125,7 +129,7 @@ class Worker:
         transition: Transition,
         duration: float,
     ) -> None:
-        job = attempt.job
+        job = attempt.shown if attempt.type.secrets else attempt.job
         if telemetry.wanted(telemetry.JobFinished):
             telemetry.emit(
                 telemetry.JobFinished(

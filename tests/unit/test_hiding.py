@@ -1,0 +1,263 @@
+"""What is a secret, in which guises it is found, and how it is taken out of texts."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, TypedDict
+from urllib.parse import quote
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers import BackgroundJob, ClaimedJob, Secret
+from workers.declaration import payload_fields
+from workers.hiding import HIDDEN, Hiding, secret_fields, without_passwords
+from workers.job_type import describe
+
+CANARY = "canary-4711"
+
+
+@dataclass
+class Card:
+    number: Secret[str] = ""
+
+
+class Account(msgspec.Struct):
+    cards: list[Card] = []
+
+
+class Login(pydantic.BaseModel):
+    key: Secret[str] = ""
+
+
+class Pair(NamedTuple):
+    left: Secret[int] = 0
+
+
+class Typed(TypedDict):
+    key: Secret[str]
+
+
+class Tree(msgspec.Struct):
+    """Refers to itself."""
+
+    nodes: list[Tree] = []
+
+
+class Everything(BackgroundJob[Any]):
+    plain: Secret[str] = ""
+    by_hand: Annotated[str, Secret] = ""
+    limited: Annotated[Secret[str], msgspec.Meta(max_length=20)] = ""
+    maybe: Secret[str] | None = None
+    many: list[Secret[str]] = field(default_factory=list)
+    named: dict[str, Secret[bytes]] = field(default_factory=dict)
+    card: Card | None = None
+    account: Account | None = None
+    login: Login | None = None
+    pair: Pair = Pair()
+    typed: Typed | None = None
+    open_name: str = ""
+    open_tree: Tree | None = None
+    open_list: list[dict[str, int]] = field(default_factory=list)
+
+    async def run(self, ctx: Any) -> None: ...
+
+
+def test_a_mark_counts_wherever_it_stands_in_a_field() -> None:
+    names = {item.name for item in payload_fields(Everything) if "open" not in item.name}
+    assert describe(Everything).secrets == secret_fields(Everything) == names
+
+
+class Reset(BackgroundJob[Any]):
+    to: str
+    token: Secret[str]
+    quiet: str = field(default="quiet", repr=False)
+
+    async def run(self, ctx: Any) -> None: ...
+
+
+@dataclass(slots=True)
+class Slotted(BackgroundJob[Any]):
+    secret: Secret[str]
+
+    async def run(self, ctx: Any) -> None: ...
+
+
+@dataclass
+class Decorated(BackgroundJob[Any]):
+    secret: Secret[str]
+
+    async def run(self, ctx: Any) -> None: ...
+
+
+class Derived(Decorated):
+    more: int = 1
+
+
+class Unresolvable(Decorated):
+    more: Missing = 1  # type: ignore[name-defined]  # noqa: F821 - on purpose
+
+
+class WithItsOwn(Decorated):
+    def __repr__(self) -> str:
+        return "its own"
+
+
+@pytest.mark.parametrize(
+    ("job", "shown"),
+    [
+        (Reset(to="a", token=CANARY), "Reset(to='a', token=***)"),
+        (Slotted(secret=CANARY), "Slotted(secret=***)"),
+        (Decorated(secret=CANARY), "Decorated(secret=***)"),
+        (Derived(secret=CANARY), "Derived(secret=***, more=1)"),
+        (Unresolvable(secret=CANARY), "Unresolvable(secret=***, more=***)"),
+        (WithItsOwn(secret=CANARY), "its own"),
+    ],
+)
+def test_a_job_is_shown_without_them(job: BackgroundJob[Any], shown: str) -> None:
+    assert repr(job) == str(job) == shown
+
+
+def test_a_row_is_shown_without_its_payload() -> None:
+    job = ClaimedJob(1, "reset", "default", 0, CANARY, 0, 0, False, 1)
+    assert repr(job).startswith("ClaimedJob(id=1, job_type='reset', queue='default', priority=0, ")
+    assert CANARY not in repr(job) + str(job.__rich_repr__())
+
+
+def hide(value: object) -> Hiding:
+    return Hiding(msgspec.json.encode({"token": value, "to": "a"}).decode(), frozenset({"token"}))
+
+
+MULTI_LINE = "-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n-----END KEY-----\n"
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0<>*"), min_size=4)
+
+
+@given(TEXTS.filter(lambda text: len(text.strip()) >= 4))
+def test_a_text_is_found_as_it_is_commonly_quoted(secret: str) -> None:
+    hidden = hide(secret)
+    for guise in (
+        secret,
+        repr(secret),
+        f"{KeyError(secret)!r}",
+        f"{ValueError(f'about {secret!r}')!r}",
+        json.dumps(secret),
+        json.dumps(secret, ensure_ascii=False),
+        quote(secret),
+        quote(secret, safe=""),
+    ):
+        shown = hidden(f"<{guise}>")
+        assert HIDDEN in shown
+        assert secret.strip() not in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "shown"),
+    [
+        (CANARY, f"x{CANARY}y", "x***y"),
+        ([CANARY, {"deep": [CANARY + "2"]}], f"{CANARY}2 {CANARY}", "*** ***"),
+        ({"a@example.com": True, "name": None}, "a@example.com has a name", "*** has a name"),
+        ({"code": 1234}, "1234 is wrong, 12345 is not", "*** is wrong, 12345 is not"),
+        ("e", "the letter e, 'e'", "the letter ***, '***'"),
+        (b"bytes of it", "b'bytes of it', bytes of it", "b'***', ***"),
+        (b"\xff\x00ab", "b'\\xff\\x00ab'", "b'***'"),
+        ("", "nothing", "nothing"),
+        ("  ", "a  b", "a  b"),
+        (None, "None", "None"),
+        (True, "True", "True"),
+        (f" {CANARY}\n", f"'{CANARY}'", "'***'"),
+        (MULTI_LINE, MULTI_LINE, "***"),
+        (10**400, f"{10**400}", "***"),
+    ],
+)
+def test_what_is_found(value: object, said: str, shown: str) -> None:
+    assert hide(value)(said) == shown
+
+
+def test_a_text_of_lines_is_found_where_it_is_indented() -> None:
+    """As in the traceback of a group."""
+    group = ExceptionGroup("several", [ValueError(MULTI_LINE)])
+    text = hide(MULTI_LINE)("".join(traceback.format_exception(group)))
+    assert not any(line in text for line in MULTI_LINE.splitlines())
+    assert "ValueError" in text
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ('{"to": "a", "token": "x", "n": 1e5000}', '{"to":"a","token":"***","n":1e5000}'),
+        ('{"to": "a"}', '{"to":"a"}'),
+        ("[1, 2]", "{}"),
+        ("null", "{}"),
+        ("no JSON", "{}"),
+    ],
+)
+def test_a_payload_is_shown_without_them(data: str, shown: str) -> None:
+    hidden = Hiding(data, frozenset({"token"}))
+    assert hidden.data == shown
+    assert hidden("to a") == "to a"
+
+
+def test_a_number_that_only_its_type_can_hold_is_hidden() -> None:
+    assert Hiding('{"token": 1e5000}', frozenset({"token"}))("no 1e5000!") == "no ***!"
+    assert Hiding('{"token": ' + "[" * 3000, frozenset({"token"}))("x") == "x"
+
+
+def test_where_it_would_take_too_long_nothing_is_shown() -> None:
+    for value, text in (
+        ([f"secret-{number}" for number in range(20_000)], "a short text"),
+        (CANARY, "x" * 60_000_000),
+    ):
+        started = time.monotonic()
+        assert hide(value)(text) == "(not shown: too much to look for secrets in)"
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql://me:a:b@c/d@h:1/x?y=z.", "at postgresql://me:***@h:1/x?y=z."),
+        ("postgresql://h:5432/x", "postgresql://h:5432/x"),
+        ("postgresql://me@h:5432/x", "postgresql://me@h:5432/x"),
+        ("'postgresql+psycopg://:a@h' and http://b", "'postgresql+psycopg://:***@h' and http://b"),
+        ("host=h password = 'it\\'s' user=me", "host=h password = *** user=me"),
+        ("postgresql:///x?password=abc&host=h", "postgresql:///x?password=***&host=h"),
+        ("PGPASSWORD=abc sslpassword=d e", "PGPASSWORD=*** sslpassword=*** e"),
+        ("{'password': 'a b', 'x': 1}", "{'password': ***, 'x': 1}"),
+        ("password=' password='a b' x", "password=*** x"),
+        ("password='a b\nc", "password=***\nc"),
+        ("password=password='a b' password=c d", "password=*** password=*** d"),
+        ("password authentication failed", "password authentication failed"),
+    ],
+)
+def test_passwords_are_taken_out(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "://",
+        "://a:",
+        "://a:b@",
+        "password='",
+        "password='\\'",
+        'password="\\',
+        "password   ",
+        "password=",
+        "@",
+    ],
+)
+def test_no_text_takes_long_to_look_through(part: str) -> None:
+    """Whoever makes the text of an exception long must not stop the event loop."""
+    text = part * (2_000_000 // len(part))
+    started = time.monotonic()
+    without_passwords(text)
+    assert time.monotonic() - started < 5
