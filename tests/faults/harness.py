@@ -56,6 +56,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+#: Of schemas, in this process.
+_numbers = count(1)
+
 
 class CannotRunError(Exception):
     """This machine can't run the row; the message says what is missing."""
@@ -135,13 +138,15 @@ class Bench:
     def database(self, server: str | None = None) -> Iterator[str]:
         """A URL of a new schema with the tables, on the shared server or on the one given; dropped afterwards."""
         dsn = server or self.dsn
-        name = f"faults_{os.getpid()}_{next(self._numbers)}"
+        name = f"faults_{os.getpid()}_{next(_numbers)}"
         with psycopg.connect(dsn, autocommit=True) as admin:
             admin.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
         url = connection_url(dsn, options=f"-csearch_path={name}")
         migrate(url)
         yield url
-        if server is None:  # one of the row's own goes as a whole
+        if (
+            server is None
+        ):  # one of the row's own goes as a whole; one of a row that broke off is left to be looked at
             with psycopg.connect(dsn, autocommit=True) as admin:
                 admin.execute("SET client_min_messages = warning")
                 admin.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from tests.helpers.fault_jobs import BY_NAME, Stage
+from tests.helpers.fault_jobs import Stage, add_job_types
 from workers import BackgroundJob, Snooze, current_job
 
-__all__ = ["Clocked", "Failing", "Snoozing", "Spawning"]
+__all__ = ["Clocked", "Snoozing", "Spawning", "Unready"]
 
 
 class Clocked(BackgroundJob[Stage]):
@@ -43,7 +43,7 @@ class Spawning(BackgroundJob[Stage]):
             pass
 
 
-class Failing(BackgroundJob[Stage]):
+class Unready(BackgroundJob[Stage]):
     """Fails the first time, and is to be tried again a second later."""
 
     backoff = 1.0
@@ -71,4 +71,4 @@ class Snoozing(BackgroundJob[Stage]):
 
 _snoozed: set[int] = set()
 
-BY_NAME |= {job_class.job_name: job_class for job_class in (Clocked, Spawning, Failing, Snoozing)}
+add_job_types(Clocked, Spawning, Unready, Snoozing)

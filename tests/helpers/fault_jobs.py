@@ -29,6 +29,7 @@ __all__ = [
     "Stage",
     "Twin",
     "Unique",
+    "add_job_types",
     "job_types",
 ]
 
@@ -279,6 +280,14 @@ BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
         Elsewhere,
     )
 }
+
+
+def add_job_types(*job_classes: type[BackgroundJob[Stage]]) -> None:
+    """Make further ones known by their names."""
+    for job_class in job_classes:
+        if job_class.job_name in BY_NAME:
+            raise ValueError(f"there are two job types {job_class.job_name!r}")
+        BY_NAME[job_class.job_name] = job_class
 
 
 def job_types(names: str) -> list[type[BackgroundJob[Stage]]]:

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 
 import anyio
 
-from tests.helpers.fault_jobs import BY_NAME, Stage
+from tests.helpers.fault_jobs import Stage, add_job_types
 from workers import BackgroundJob, current_job
 
 __all__ = [
@@ -211,18 +211,15 @@ def attempt() -> str:
     return f"attempt {current_job().attempt}"
 
 
-BY_NAME |= {
-    job_class.job_name: job_class
-    for job_class in (
-        Spinning,
-        HoldingGil,
-        Endless,
-        Deaf,
-        Overrunning,
-        Cancelling,
-        Leaving,
-        LeavingInThread,
-        Innocent,
-        InnocentInThread,
-    )
-}
+add_job_types(
+    Spinning,
+    HoldingGil,
+    Endless,
+    Deaf,
+    Overrunning,
+    Cancelling,
+    Leaving,
+    LeavingInThread,
+    Innocent,
+    InnocentInThread,
+)

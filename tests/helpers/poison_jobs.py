@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.helpers.fault_jobs import BY_NAME, Stage
+from tests.helpers.fault_jobs import Stage, add_job_types
 from tests.helpers.outcomes import RETURNED, raised
 from workers import BackgroundJob
 
@@ -99,7 +99,7 @@ class ReturningInThread(BackgroundJob[Stage]):
             return RETURNED[self.what]()
 
 
-for _job_class in (
+add_job_types(
     Parcel,
     Failing,
     Tireless,
@@ -108,5 +108,4 @@ for _job_class in (
     RaisingInThread,
     Returning,
     ReturningInThread,
-):
-    BY_NAME[_job_class.job_name] = _job_class
+)

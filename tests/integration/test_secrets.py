@@ -140,7 +140,7 @@ class Careless(BackgroundJob[None]):
                 noted.add_note(token)
                 raise noted
             case "long":
-                raise ValueError("x" * 3000 + token + "y" * 3000)
+                raise ValueError("x" * 1328 + token + "y" * 6000)  # the cut would go through it
             case "system_exit":
                 raise SystemExit(token)
             case "discard":

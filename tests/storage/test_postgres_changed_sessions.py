@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.helpers.running import eventually
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mail, mails
 from workers.errors import StorageRejectedError
@@ -126,3 +127,14 @@ async def test_what_is_refused_for_itself_stays_refused(postgres: PostgresEngine
     with pytest.raises(StorageRejectedError, match="division by zero"):
         await storage._checkout.run(work)
     assert len(done) == 1
+
+
+async def test_connections_that_the_server_ended_because_they_were_idle(database_url: str) -> None:
+    """All of the pool's: nothing was done on them, so that it is done on a new one, at once."""
+    url = connection_url(
+        database_url, application_name="idle", options="-cidle_session_timeout=100ms"
+    )
+    idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'idle'"
+    async with PostgresEngine.opened(url, conn_url=database_url, min_size=3, max_size=3) as engine:
+        await eventually(engine.conn, idle, [(0,)])
+        assert await engine.storage.enqueue(mails(1)) == [1]

@@ -162,7 +162,7 @@ async def test_it_is_given_up_when_the_server_has_few_connections_left(
     await runner.take(1)
     assert await made(engine) == pid  # there are enough
     monkeypatch.setattr(claim_link, "_FREE_TO_KEEP", 1.0)
-    engine.now += 15
+    engine.now += 60
     await runner.take(1)
     looking = link(engine)._looking
     assert looking is not None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from tests.faults.harness import Bench, CannotRunError, Found, Scale, row
-from tests.helpers.clock_jobs import Clocked, Failing, Snoozing, Spawning
+from tests.helpers.clock_jobs import Clocked, Snoozing, Spawning, Unready
 from tests.helpers.fault_jobs import Brief
 from tests.helpers.history import Event, History, by, check
 from tests.helpers.nursery import Nursery, nursery
@@ -21,7 +21,7 @@ from tests.helpers.processes import Crew, WorkerProcess, crew
 from tests.helpers.runners import eventually, left
 from tests.helpers.server import connection_url
 
-_TYPES = "clocked,spawning,failing,snoozing"
+_TYPES = "clocked,spawning,unready,snoozing"
 _LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1")
 _HOUR = 3600.0
 #: Seconds to the next look at what is due, and to begin.
@@ -127,7 +127,7 @@ class _Site:
             waiting.append(Clocked(key=key).enqueue(self.conn, run_at=at))
             parent = Spawning(delay=delay).enqueue(self.conn)
             self.delays[parent or 0] = delay
-            kind: Any = Failing if key % 2 else Snoozing
+            kind: Any = Unready if key % 2 else Snoozing
             self.ids += [parent, kind(key=key).enqueue(self.conn)]
         self.ids += waiting
         query = (

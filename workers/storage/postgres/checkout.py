@@ -150,7 +150,19 @@ class Checkout:
     async def run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
         """Do `work`, which is one statement or one transaction; raises the port's errors."""
         with translated():
-            return await insisted(lambda: self._run(work))
+            return await insisted(lambda: self._awake(work))
+
+    async def _awake(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Once; and again where the server had ended the connection before, because it was idle: nothing was done.
+
+        All of a pool's may be dead in that way. To wait before the next try would be to find the new ones dead as well.
+        """
+        for _ in range(self._lender.size):
+            try:
+                return await self._run(work)
+            except errors.IdleSessionTimeout:
+                pass
+        return await self._run(work)
 
     async def _run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
         """Once; and again where it was refused under settings that somebody has changed meanwhile."""

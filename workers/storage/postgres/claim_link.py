@@ -42,7 +42,7 @@ _AGAIN_FIRST, _AGAIN_MOST = 1.0, 60.0
 #: How many of the server's connections have to be free, of all that it allows: to make one, and to keep it.
 _FREE_TO_MAKE, _FREE_TO_KEEP = 0.1, 0.05
 #: Seconds until that is looked at, after it was made and from then on.
-_LOOK_FIRST, _LOOK_EVERY = 2.0, 15.0
+_LOOK_FIRST, _LOOK_EVERY = 2.0, 60.0
 
 #: Of connections of every role. (What others do can be seen by few, that they are there by all.)
 _FREE = """

@@ -38,6 +38,11 @@ class Lender:
         self._own: set[_Connection] = set()
         self._spare: list[_Connection] = []
 
+    @property
+    def size(self) -> int:
+        """How many connections the pool has at most."""
+        return self._pool.max_size
+
     async def borrow(self) -> _Connection:
         """A connection, to be given back."""
         while True:
