@@ -39,7 +39,7 @@ _SURROGATE = (
 )
 _NUL = "text with a NUL character, which PostgreSQL can't store: remove it before enqueueing"
 _NON_FINITE = "NaN or Infinity, which JSON does not have: use None or a string"
-_OFFSET = "a time whose offset from UTC has seconds, as some zones had long ago, which JSON can't hold: use astimezone(UTC)"
+_OFFSET = "a time whose offset from UTC has seconds, which JSON can't hold: use astimezone(UTC)"
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _EXPONENT = re.compile(rb"[eE]([+-]?\d+)")
 _WITH_PATH = re.compile(r"(.*?)(?: - at (?:the key in )?`\$\.?([^`]*)`)?", re.DOTALL)
@@ -217,18 +217,13 @@ def _compare(given: object, stored: object, path: str) -> None:
 
 def _is_moved(given: datetime | time, stored: Any) -> bool:
     """Whether it is another time now. By its parts: inside a fold it is not even equal to itself."""
-    return bool(
-        given.replace(tzinfo=None) != stored.replace(tzinfo=None)
-        or given.utcoffset() != stored.utcoffset()
-    )
+    moved = given.replace(tzinfo=None) != stored.replace(tzinfo=None)
+    return bool(moved or given.utcoffset() != stored.utcoffset())
 
 
 def _survived(given: object, stored: object) -> bool:
-    if type(given) is type(stored) and (
-        isinstance(given, _ODD_EQUALITY) or type(given).__eq__ is object.__eq__
-    ):
-        return True
-    return bool(given == stored)
+    odd = isinstance(given, _ODD_EQUALITY) or type(given).__eq__ is object.__eq__
+    return bool((odd and type(given) is type(stored)) or given == stored)
 
 
 # Errors -----------------------------------------------------------------------------------------
