@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+    from .background_job import BackgroundJob
+
 __all__ = [
     "ENQUEUE",
     "ENQUEUE_AT",
@@ -266,12 +268,21 @@ def _kind_of(kind: type) -> Kind:
     raise UnsupportedConnectionError(advice_on(kind))
 
 
-def run(caller: type, conn: Any, query: Query, parameters: Parameters, shape: Shape[Any]) -> Any:
+def run(
+    caller: type[BackgroundJob[Any]],
+    conn: Any,
+    query: Query,
+    parameters: Parameters,
+    shape: Shape[Any],
+) -> Any:
     """Run `query` on `conn`; an awaitable where that is asynchronous. Raises UnsupportedConnectionError."""
     kind = _kind_of(type(conn))  # type: ignore[arg-type]  # a class is hashable
     if query is ENQUEUE_COPY and not kind.streams:
         parameters["data"] = list(parameters["data"])
-    result = in_short(caller, kind.run, kind.is_async)(conn, query, parameters, shape)
+    known = caller._workers_type
+    plain = known is not None and not known.secrets  # as nearly all are
+    write = kind.run if plain else in_short(caller, kind.run, kind.is_async)
+    result = write(conn, query, parameters, shape)
     return _named(result, caller, shape) if kind.is_async else result
 
 

@@ -49,7 +49,7 @@ def test_story() -> None:
     assert story(outcome) == "200 of 200 good jobs ran, 3 stay unfinished in its table: `a\\|b 'c'`"
     outcome.exits, outcome.good_at_first_exit, outcome.good = 4, 7, 50
     assert story(outcome).startswith(
-        "its process ended after 7 good jobs; started again (4x) it had run 50 of 200"
+        "its process ended after 7 good jobs; ended 4x in all, it had run 50 of 200"
     )
 
 

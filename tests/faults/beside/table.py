@@ -56,9 +56,9 @@ def story(outcome: Outcome) -> str:
     if outcome.exits:
         text = f"its process ended after {outcome.good_at_first_exit} good jobs"
         if outcome.verdict == "restarted":
-            text += f"; started again ({outcome.exits}x) it ran the rest"
+            text += f"; ended {outcome.exits}x in all, it ran the rest"
         else:
-            text += f"; started again ({outcome.exits}x) it had run {outcome.good} of {GOOD_JOBS}"
+            text += f"; ended {outcome.exits}x in all, it had run {outcome.good} of {GOOD_JOBS}"
     else:
         text = f"{outcome.good} of {GOOD_JOBS} good jobs ran"
     if outcome.good == GOOD_JOBS and not outcome.later:
