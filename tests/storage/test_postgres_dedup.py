@@ -11,8 +11,8 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.storage.engines import Engine, PostgresEngine, Runner, ids, mail
-from workers.errors import StorageUnavailableError
 from workers.lifecycle import Release, Retry
+from workers.storage.base import PartlySettledError
 
 SAME = "SELECT workers_enqueue('mail', %s, 'default', deduplicated => true)"
 
@@ -151,14 +151,17 @@ async def test_identical_jobs_after_a_release(engine: Engine, runner: Runner) ->
 async def test_one_that_has_to_wait_holds_up_no_other(
     postgres: PostgresEngine, aconn: psycopg.AsyncConnection
 ) -> None:
-    """Rule 14: a retry that meets an open transaction is tried again later; those of its batch are written."""
+    """Rules 14 and 26: a retry that meets an open transaction is tried again later; those of its batch are written, or have
+    made way, and that is told."""
     runner = postgres.runner()
-    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in (1, 2, 3)])
+    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in (1, 2, 3, 4)])
     jobs = await runner.take()
+    await postgres.storage.enqueue([mail(4, deduplicated=True, queue="elsewhere")])
     async with aconn.transaction(force_rollback=True):
         assert await produce(aconn, 2) is not None
-        with pytest.raises(StorageUnavailableError):
+        with pytest.raises(PartlySettledError) as caught:
             await runner.settle(jobs, Retry(0.0, "boom"))
+        assert list(caught.value.superseded) == [jobs[3].id]
         assert ids(await runner.take()) == [jobs[0].id, jobs[2].id]
     settled = await runner.settle(jobs, Retry(0.0, "boom"))
     assert list(settled.written) == [jobs[1].id]

@@ -16,7 +16,7 @@ from workers.job import ClaimedJob
 from workers.lifecycle import Bury, Release, Retry, Wait
 from workers.runtime.completer import Completer
 from workers.runtime.ledger import Ledger
-from workers.storage.base import Guard, Settled, Settlement, Storage
+from workers.storage.base import Guard, PartlySettledError, Settled, Settlement, Storage
 
 PATIENCE = 10
 
@@ -176,6 +176,21 @@ async def test_a_superseded_job_is_told_and_not_fenced(bench: Bench) -> None:
     bench.store.superseded = {1}
     async with bench.running():
         bench.completer.ended(job, Release())
+    assert (bench.completer.superseded, bench.completer.fenced) == (1, 0)
+    assert not bench.ledger
+
+
+async def test_one_that_made_way_is_told_once_when_others_have_to_wait(bench: Bench) -> None:
+    """Rule 26: the next try finds nothing of it."""
+    told: list[telemetry.JobSuperseded] = []
+    jobs = bench.claim(1, 2)
+    bench.store.trouble = [PartlySettledError("an open transaction", [1])]
+    bench.store.gone = {1}
+    with telemetry.subscribe(told.append, telemetry.JobSuperseded):
+        async with bench.running():
+            for job in jobs:
+                bench.completer.ended(job, Release())
+    assert [event.job_id for event in told] == [1]
     assert (bench.completer.superseded, bench.completer.fenced) == (1, 0)
     assert not bench.ledger
 

@@ -19,7 +19,7 @@ from .. import failpoints, telemetry
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Bury, Transition, Wait
-from ..storage.base import Guard, Settled, Settlement, Storage
+from ..storage.base import Guard, PartlySettledError, Settled, Settlement, Storage
 from .driving import Deferred
 from .failure import storable
 from .ledger import Ledger
@@ -187,7 +187,11 @@ class Completer:
             closing = self._ledger.closing(guards)
             with anyio.CancelScope(shield=True):
                 failpoints.hit("settle")
-                settled = await self._storage.settle(session, group, closing)
+                try:
+                    settled = await self._storage.settle(session, group, closing)
+                except PartlySettledError as error:  # the next try does not meet these any more
+                    self.made_way(session, error.superseded)
+                    raise
                 failpoints.hit("settled")
             self._settled(session, guards, closing, settled, uncertain)
 

@@ -27,6 +27,7 @@ from .messages import (
     Guard,
     Maintenance,
     MaintenanceRequest,
+    PartlySettledError,
     QueueStats,
     Scan,
     Settled,
@@ -44,6 +45,7 @@ __all__ = [
     "Listener",
     "Maintenance",
     "MaintenanceRequest",
+    "PartlySettledError",
     "QueueStats",
     "Scan",
     "Settled",
@@ -101,7 +103,7 @@ class Storage(Protocol):
     async def settle(
         self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
     ) -> Settled:
-        """Write every other transition, and forget the `closed` tokens."""
+        """Write every other transition, and forget the `closed` tokens. Raises PartlySettledError."""
 
     async def release_claim(self, session: int, token: int) -> int:
         """Give back whatever stands under `token`: for a claim whose reply was lost. Returns how many jobs."""

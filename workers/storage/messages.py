@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from ..errors import StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Transition
 
@@ -17,6 +18,7 @@ __all__ = [
     "Guard",
     "Maintenance",
     "MaintenanceRequest",
+    "PartlySettledError",
     "QueueStats",
     "Scan",
     "Settled",
@@ -85,6 +87,14 @@ class Settled(msgspec.Struct, frozen=True):
 
     written: Collection[int]
     superseded: Collection[int] = ()
+
+
+class PartlySettledError(StorageUnavailableError):
+    """Some were written, others have to wait: write all again. Of what was written, `superseded` made way."""
+
+    def __init__(self, message: str, superseded: Collection[int]) -> None:
+        super().__init__(message)
+        self.superseded = superseded
 
 
 class Wake(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from ..base import (
     Control,
     Guard,
     Listener,
+    PartlySettledError,
     QueueStats,
     Settled,
     Settlement,
@@ -223,7 +224,9 @@ class PostgresStorage:
             except StorageUnavailableError as error:
                 blocked = error
         if blocked is not None:
-            raise blocked
+            raise PartlySettledError(
+                str(blocked), [row[0] for row in rows if not row[1]]
+            ) from blocked
         return rows
 
     def transaction(
