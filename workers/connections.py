@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from .background_job import BackgroundJob
 
+    Caller = type[BackgroundJob[Any]]
+
 __all__ = [
     "ENQUEUE",
     "ENQUEUE_AT",
@@ -268,19 +270,12 @@ def _kind_of(kind: type) -> Kind:
     raise UnsupportedConnectionError(advice_on(kind))
 
 
-def run(
-    caller: type[BackgroundJob[Any]],
-    conn: Any,
-    query: Query,
-    parameters: Parameters,
-    shape: Shape[Any],
-) -> Any:
+def run(caller: Caller, conn: Any, query: Query, parameters: Parameters, shape: Shape[Any]) -> Any:
     """Run `query` on `conn`; an awaitable where that is asynchronous. Raises UnsupportedConnectionError."""
     kind = _kind_of(type(conn))  # type: ignore[arg-type]  # a class is hashable
     if query is ENQUEUE_COPY and not kind.streams:
         parameters["data"] = list(parameters["data"])
-    known = caller._workers_type
-    plain = known is not None and not known.secrets  # as nearly all are
+    plain = (known := caller._workers_type) is not None and not known.secrets  # as nearly all are
     write = kind.run if plain else in_short(caller, kind.run, kind.is_async)
     result = write(conn, query, parameters, shape)
     return _named(result, caller, shape) if kind.is_async else result
