@@ -16,11 +16,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import Enum
 from itertools import count
 from pathlib import Path
@@ -30,11 +29,10 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from tests.helpers.history import Event, History, Verdict
+from tests.helpers.history import History, Verdict
 from tests.helpers.nursery import Nursery
 from tests.helpers.own_server import NoOwnServerError, OwnServer, own_server
 from tests.helpers.processes import Crew, crew
-from tests.helpers.runners import eventually, left
 from tests.helpers.server import connection_url
 from workers import migrate
 
@@ -49,8 +47,6 @@ __all__ = [
     "not_built",
     "row",
     "run",
-    "swept_away",
-    "unfinished",
     "warm",
 ]
 
@@ -231,28 +227,6 @@ def row(
 def not_built(name: str, fault: str, passes: str, missing: str) -> None:
     """A line that can't be run yet, and why: the table says so, nothing is skipped in silence."""
     ROWS.setdefault(name, Row(name, fault, passes, missing=missing))
-
-
-def unfinished(events: Iterable[Event], gone: Mapping[str, float]) -> dict[int, float]:
-    """The jobs that were running when their process was killed, and when that was; `gone` says when each was."""
-    cut_off: dict[tuple[int, str], float] = {}
-    for event in events:
-        if event.what == "start" and event.process in gone:
-            cut_off[event.job, event.token] = gone[event.process]
-        elif event.what in ("end", "broken"):
-            cut_off.pop((event.job, event.token), None)
-    return {job: at for (job, _), at in cut_off.items()}
-
-
-def swept_away(found: Found, conn: psycopg.Connection[Any], workers: Crew, types: str) -> None:
-    """I7: the tables end empty. A last worker waits until the sessions of the dead are gone, and ends."""
-    last = workers.start(types)
-    last.ready()
-    with contextlib.suppress(TimeoutError):
-        eventually(lambda: left(conn)["worker_sessions"] == 1)
-    last.send(signal.SIGTERM)
-    found.expect(last.wait() == 0, "the last worker did not end well")
-    found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
 
 
 def warm(dsn: str) -> None:

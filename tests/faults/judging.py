@@ -1,19 +1,68 @@
-"""What has to hold when every runner has lived through the fault: nobody's jobs were taken for abandoned."""
+"""What has to hold after a fault, whatever it was; and when every runner has lived through it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+import contextlib
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import psycopg
 
 from tests.faults.harness import Found
 from tests.helpers.fault_jobs import Effect, EffectInThread
-from tests.helpers.history import History, check
+from tests.helpers.history import Event, History, check
+from tests.helpers.processes import Crew
 from tests.helpers.producers import Producer
+from tests.helpers.runners import eventually, left
 
-__all__ = ["judge_survivors"]
+__all__ = ["effects_once", "judge_survivors", "started_again", "swept_away"]
+
+
+def effects_once(
+    found: Found, conn: psycopg.Connection[Any], jobs: Iterable[int | None], *, where: str = ""
+) -> None:
+    """I2: each of these transactional `jobs` has had its effect, and once; `where`: what the report begins with."""
+    counted = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
+    wrong = [job for job in jobs if job is not None and counted[job] != 1]
+    found.expect(not wrong, f"{where}effects that are not there exactly once: {wrong[:10]}")
+
+
+def started_again(
+    found: Found, events: Iterable[Event], gone: Mapping[str, float], *, within: float
+) -> None:
+    """How long the jobs of killed processes took to start again; `gone` says when each process was."""
+    events = list(events)
+    starts: dict[int, list[float]] = defaultdict(list)
+    for event in events:
+        if event.what == "start":
+            starts[event.job].append(event.at)
+    for job, at in _unfinished(events, gone).items():
+        if again := [later for later in starts[job] if later > at]:
+            found.recovered(min(again) - at, within=within)
+
+
+def _unfinished(events: Iterable[Event], gone: Mapping[str, float]) -> dict[int, float]:
+    """The jobs that were running when their process was killed, and when that was; `gone` says when each was."""
+    cut_off: dict[tuple[int, str], float] = {}
+    for event in events:
+        if event.what == "start" and event.process in gone:
+            cut_off[event.job, event.token] = gone[event.process]
+        elif event.what in ("end", "broken"):
+            cut_off.pop((event.job, event.token), None)
+    return {job: at for (job, _), at in cut_off.items()}
+
+
+def swept_away(found: Found, conn: psycopg.Connection[Any], workers: Crew, types: str) -> None:
+    """I7: the tables end empty. A last worker waits until the sessions of the dead are gone, and ends."""
+    last = workers.start(types)
+    last.ready()
+    with contextlib.suppress(TimeoutError):
+        eventually(lambda: left(conn)["worker_sessions"] == 1)
+    last.send(signal.SIGTERM)
+    found.expect(last.wait() == 0, "the last worker did not end well")
+    found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
 
 
 def judge_survivors(
@@ -45,10 +94,10 @@ def judge_survivors(
     starts = Counter(event.job for event in history.events("start"))
     again = [job for job in ordinary if starts[job] > 1]
     found.expect(not again, f"begun again, although their runner lived: {again[:10]}")
+    effects_once(found, conn, effects)
     done = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
-    wrong = [job for job in effects if done[job] != 1]
-    wrong += [job for job in unknown if done[job] > 1]
-    found.expect(not wrong, f"effects that are not there exactly once: {wrong[:10]}")
+    twice = [job for job in unknown if done[job] > 1]
+    found.expect(not twice, f"effects of unknown jobs that are there twice: {twice[:10]}")
     strangers = {event.session for event in history.events("start")} - set(sessions)
     found.expect(not strangers, f"sessions that were not there at the beginning: {strangers}")
     for kind in ("session lost", "rescued", "fenced"):

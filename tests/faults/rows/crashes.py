@@ -9,8 +9,8 @@ from typing import Any
 
 import psycopg
 
-from tests.faults.harness import Bench, Found, Scale, row, swept_away, warm
-from tests.faults.judging import judge_survivors
+from tests.faults.harness import Bench, Found, Scale, row, warm
+from tests.faults.judging import judge_survivors, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Held
 from tests.helpers.history import History, by, saying
 from tests.helpers.own_server import OwnServer

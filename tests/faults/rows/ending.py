@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter
 from typing import Any
 
 import psycopg
 
 from tests.faults.harness import Bench, Found, row
+from tests.faults.judging import effects_once
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Flaky, Held
 from tests.helpers.history import History, by, check
 from tests.helpers.processes import Crew, WorkerProcess
@@ -72,9 +72,7 @@ def _at(
     found.expect(left(conn)["worker_sessions"] == 0, f"{point}: its session is left")
     _finished_by_another(found, conn, workers)
     found.judge(check(history.events(), [job for each in ids.values() for job in each]))
-    effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
-    wrong = [job for job in ids[Effect] if effects[job or 0] != 1]
-    found.expect(not wrong, f"{point}: effects that are not there exactly once: {wrong[:10]}")
+    effects_once(found, conn, ids[Effect], where=f"{point}: ")
     found.injected += 1
     found.jobs += sum(map(len, ids.values()))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from tests.faults.harness import Bench, CannotRunError, Found, row
+from tests.faults.judging import effects_once
 from tests.helpers.fault_jobs import (
     EFFECTS,
     Effect,
@@ -72,9 +72,7 @@ def frozen_workers(bench: Bench) -> Found:
         found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
         found.judge(check(history.events(), ids), duplicates=rounds * _TWICE)
         found.jobs = len(ids)
-        counted = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
-        wrong = [job for job in effects if counted[job] != 1]
-        found.expect(not wrong, f"effects that are not there exactly once: {wrong[:10]}")
+        effects_once(found, conn, effects)
     return found
 
 

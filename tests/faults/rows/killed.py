@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections import Counter, defaultdict
 
-from tests.faults.harness import Bench, Found, row, swept_away, unfinished
+from tests.faults.harness import Bench, Found, row
+from tests.faults.judging import effects_once, started_again, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect
 from tests.helpers.history import check
 from tests.helpers.runners import eventually, left
@@ -49,14 +49,7 @@ def killed_workers(bench: Bench) -> Found:
 
         events = history.events()
         found.judge(check(events, ids), duplicates=kills * 2 * _WORKERS)
-        starts: dict[int, list[float]] = defaultdict(list)
-        for event in history.events("start"):
-            starts[event.job].append(event.at)
-        for job, at in unfinished(events, killed).items():
-            if again := [later for later in starts[job] if later > at]:
-                found.recovered(min(again) - at, within=_WITHIN * bench.margin)
-        effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
-        wrong = [job for job in ids[half:] if effects[job or 0] != 1]
-        found.expect(not wrong, f"effects that are not there exactly once: {wrong[:10]}")
+        started_again(found, events, killed, within=_WITHIN * bench.margin)
+        effects_once(found, conn, ids[half:])
         swept_away(found, conn, workers, _TYPES)
     return found

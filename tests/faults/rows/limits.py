@@ -12,8 +12,8 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from tests.faults.harness import Bench, Found, Scale, row, swept_away
-from tests.faults.judging import judge_survivors
+from tests.faults.harness import Bench, Found, Scale, row
+from tests.faults.judging import judge_survivors, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Stage
 from tests.helpers.history import History
 from tests.helpers.own_server import OwnServer

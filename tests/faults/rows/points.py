@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter
 from typing import Any
 
 import psycopg
 
-from tests.faults.harness import Bench, Found, row, swept_away
+from tests.faults.harness import Bench, Found, row
+from tests.faults.judging import effects_once, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Flaky
 from tests.helpers.history import History, by, check
 from tests.helpers.processes import Crew, WorkerProcess
@@ -89,7 +89,5 @@ def _drained(
         found.expect(heir.wait() == 0, "an heir did not end well")
     everything = [job for each in ids.values() for job in each]
     found.judge(check(history.events(), everything), duplicates=len(POINTS) * _IN_FLIGHT)
-    effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
-    wrong = [job for kind in (Effect, EffectInThread) for job in ids[kind] if effects[job] != 1]
-    found.expect(not wrong, f"effects that are not there exactly once: {wrong[:10]}")
+    effects_once(found, conn, [*ids[Effect], *ids[EffectInThread]])
     swept_away(found, conn, workers, _TYPES)

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections import Counter, defaultdict
 from typing import Any
 
 import psycopg
 
-from tests.faults.harness import (
-    Bench,
-    CannotRunError,
-    Found,
-    Scale,
-    row,
-    swept_away,
-    unfinished,
-    warm,
-)
+from tests.faults.harness import Bench, CannotRunError, Found, Scale, row, warm
+from tests.faults.judging import effects_once, started_again, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Flaky
 from tests.helpers.history import History, by, check, saying
 from tests.helpers.pooler import NoPoolerError, pooler
@@ -116,15 +107,8 @@ def _worked(
     found.expect(not history.events("session lost"), "a living runner lost its session")
     events = history.events()
     found.judge(check(events, everything), duplicates=kills * 2 * _WORKERS)
-    starts: dict[int, list[float]] = defaultdict(list)
-    for event in history.events("start"):
-        starts[event.job].append(event.at)
-    for job, at in unfinished(events, killed).items():
-        if again := [later for later in starts[job] if later > at]:
-            found.recovered(min(again) - at, within=_WITHIN * bench.margin)
-    effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
-    wrong = [job for job in ids[Effect] if effects[job or 0] != 1]
-    found.expect(not wrong, f"effects that are not there exactly once: {wrong[:10]}")
+    started_again(found, events, killed, within=_WITHIN * bench.margin)
+    effects_once(found, conn, ids[Effect])
 
 
 def _nothing_leaked(found: Found, dsn: str, conn: psycopg.Connection[Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 
 from tests.faults.harness import Bench, Found, row
+from tests.faults.judging import effects_once
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Flaky, Twin
 from tests.helpers.history import History, check
 from tests.helpers.processes import WorkerProcess
@@ -61,9 +62,7 @@ def lost_commits(bench: Bench) -> Found:
         _ended(found, conn, history, runner)
         wanted = dict.fromkeys([*once, *effects], 1) | dict.fromkeys(flaky, 2)
         _judged(found, history, wanted)
-        counted = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
-        wrong = [job for job in effects if counted[job] != 1]
-        found.expect(not wrong, f"effects that are not there exactly once: {wrong[:10]}")
+        effects_once(found, conn, effects)
     return found
 
 

@@ -6,7 +6,6 @@ import contextlib
 import random
 import signal
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from tests.faults.harness import Bench, Found, row, swept_away, unfinished
+from tests.faults.harness import Bench, Found, row
+from tests.faults.judging import effects_once, started_again, swept_away
 from tests.faults.rows.deduplication import last_starts
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Unique
 from tests.helpers.history import Event, History, check, saying
@@ -123,16 +123,9 @@ def _once(
     found.judge(
         check(events, ids, explained=gave_way), duplicates=kills * 2 * _WORKERS + len(undone)
     )
-    starts: dict[int, list[float]] = defaultdict(list)
-    for event in history.events("start"):
-        starts[event.job].append(event.at)
-    for job, at in unfinished(events, killed).items():
-        if again := [later for later in starts[job] if later > at]:
-            found.recovered(min(again) - at, within=_WITHIN * bench.margin)
-    effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
+    started_again(found, events, killed, within=_WITHIN * bench.margin)
     own = (Effect, EffectInThread)
-    wrong = [job for job, kind in ids.items() if kind in own and effects[job] != 1]
-    found.expect(not wrong, f"effects that are not there exactly once: {wrong[:10]}")
+    effects_once(found, conn, [job for job, kind in ids.items() if kind in own])
     stricter = conn.execute(
         "SELECT isolation, left(query, 200), count(*) FROM stricter GROUP BY 1, 2"
     ).fetchall()

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from tests.faults.harness import Bench, Found, Scale, row, swept_away
-from tests.faults.judging import judge_survivors
+from tests.faults.harness import Bench, Found, Scale, row
+from tests.faults.judging import judge_survivors, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread
 from tests.helpers.history import History, by, saying
 from tests.helpers.processes import Crew

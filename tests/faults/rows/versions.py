@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from unittest import mock
 
 import psycopg
 
-from tests.faults.harness import Bench, Found, row, swept_away
+from tests.faults.harness import Bench, Found, row
+from tests.faults.judging import effects_once, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Elsewhere, Later
 from tests.helpers.history import Event, History, check
 from tests.helpers.processes import Crew, WorkerProcess
@@ -27,6 +27,8 @@ from tests.helpers.runners import eventually, left
 from workers import migrate, migrations
 
 _OLD, _NEW = "brief,effect", "brief,effect,later,elsewhere"
+#: What the old version enqueues beside ordinary jobs.
+_TRANSACTIONAL = "effect"
 _WORKERS = 4
 _BATCH = 5
 #: Jobs of one version that wait at most: the old one's workers leave the new one's alone for a while.
@@ -147,19 +149,22 @@ class _Rollout:
 
 @contextlib.contextmanager
 def _applications(url: str) -> Iterator[dict[int | None, str]]:
-    """Both versions enqueue until the end of the block; which one enqueued what."""
+    """Both versions enqueue until the end of the block; which one enqueued what, transactional jobs apart."""
     ids: dict[int | None, str] = {}
 
-    def old(conn: psycopg.Connection[Any]) -> list[int | None]:
-        return Brief.enqueue_batch(conn, _some(Brief)) + Effect.enqueue_batch(conn, _some(Effect))
+    def old(conn: psycopg.Connection[Any]) -> dict[int | None, str]:
+        brief = Brief.enqueue_batch(conn, _some(Brief))
+        effects = Effect.enqueue_batch(conn, _some(Effect))
+        return dict.fromkeys(brief, _OLD) | dict.fromkeys(effects, _TRANSACTIONAL)
 
-    def new(conn: psycopg.Connection[Any]) -> list[int | None]:
+    def new(conn: psycopg.Connection[Any]) -> dict[int | None, str]:
         found = Later.enqueue_batch(conn, _some(Later), priority=5)
         found += Elsewhere.enqueue_batch(conn, _some(Elsewhere))
         found += Brief.enqueue_batch(conn, _some(Brief), queue="new")
-        return found + [job for (job,) in conn.execute(_BARE)]
+        found += [job for (job,) in conn.execute(_BARE)]
+        return dict.fromkeys(found, _NEW)
 
-    def work(stop: threading.Event, version: str, enqueue: Any, which: str) -> None:
+    def work(stop: threading.Event, enqueue: Any, which: str) -> None:
         query = f"SELECT count(*) FROM background_jobs WHERE {which}"
         with psycopg.connect(url, autocommit=True) as conn:
             while not stop.wait(_PAUSE):
@@ -167,11 +172,11 @@ def _applications(url: str) -> Iterator[dict[int | None, str]]:
                 if waiting < _BACKLOG:
                     with conn.transaction():
                         added = enqueue(conn)
-                    ids.update(dict.fromkeys(added, version))
+                    ids.update(added)
 
     with _in_threads(
-        lambda stop: work(stop, _OLD, old, f"NOT {_ONLY_NEW}"),
-        lambda stop: work(stop, _NEW, new, _ONLY_NEW),
+        lambda stop: work(stop, old, f"NOT {_ONLY_NEW}"),
+        lambda stop: work(stop, new, _ONLY_NEW),
     ):
         yield ids
 
@@ -271,9 +276,7 @@ def _judge(
         if event.what == "start" and event.process in rollout.old and ids.get(event.job) == _NEW
     ]
     found.expect(not touched, f"run by old processes: {touched[:10]}")
-    effects = Counter(job for (job,) in conn.execute("SELECT job FROM effects"))
-    wrong = [job for job, count in effects.items() if count != 1]
-    found.expect(not wrong, f"effects that are not there exactly once: {wrong[:10]}")
+    effects_once(found, conn, [job for job, what in ids.items() if what == _TRANSACTIONAL])
     found.expect(not left(conn)["dead_jobs"], f"{left(conn)['dead_jobs']} jobs are dead")
 
 
