@@ -116,6 +116,8 @@ def _become_worker(server: socket.socket, arguments: list[str], streams: list[in
 
     status = 1
     try:
+        # a group of its own: when the test's is orphaned, the kernel wakes all that are stopped in it
+        os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         server.close()

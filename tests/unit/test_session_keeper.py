@@ -12,7 +12,7 @@ from workers.errors import StorageUnavailableError
 from workers.job import ClaimedJob
 from workers.runtime.ledger import Ledger
 from workers.runtime.session import SessionKeeper
-from workers.storage.base import Guard, MaintenanceRequest
+from workers.storage.base import SUSPICION, Guard, Maintenance, MaintenanceRequest
 
 
 def job(number: int, token: int) -> ClaimedJob:
@@ -30,6 +30,10 @@ class Link:
         self.arrives = False
         self.down = 0
         self.alive = True
+        self.silent = False
+
+    def maintain(self, request: MaintenanceRequest, *, probe: str | None) -> Maintenance:
+        return Maintenance(alive=True, silent=self.silent)
 
     def claims(self) -> dict[int, list[int]]:
         self.asked += 1
@@ -108,6 +112,13 @@ async def test_what_is_claimed_while_the_store_is_asked_is_no_orphan(bench: Benc
     bench.link.ledger.news += 1
     bench.keeper._now_and_then()
     assert (bench.link.asked, bench.link.released) == (1, [])
+
+
+async def test_a_silent_session_is_looked_at_again_as_soon_as_it_may_be_dead(bench: Bench) -> None:
+    """Rule 19: the second look comes when suspicion is over; otherwise there is one a second."""
+    assert bench.keeper._tick() == 1.0
+    bench.link.silent = True
+    assert bench.keeper._tick() == SUSPICION
 
 
 async def test_once_a_lease_the_difference_goes_back(bench: Bench) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import TextIO
 
 __all__ = ["watchdog"]
@@ -19,33 +22,53 @@ _EVERY = 1.0
 @contextlib.contextmanager
 def watchdog(limit: float) -> Iterator[None]:
     """When no Python code has run for `limit` seconds and a little more, the process ends with status 1, its stacks on
-    standard error.
+    standard error. For the main thread.
 
-    Only on Linux: elsewhere its clock may go on while the machine sleeps. A process that was stopped for so long ends as
-    well; its jobs were given away long before.
+    Only on Linux: elsewhere its clock may go on while the machine sleeps. Ctrl-Z stops it together with the process. One
+    that was stopped by SIGSTOP for so long ends when it goes on; its jobs were given away long before.
     """
     if sys.platform != "linux" or sys.__stderr__ is None:
         yield
         return
-    stop = threading.Event()
-    thread = threading.Thread(
-        target=_put_off,
-        args=(limit + _MARGIN, sys.__stderr__, stop),
-        name="workers-watchdog",
-        daemon=True,
-    )
-    thread.start()
+    dog = _Watchdog(limit + _MARGIN, sys.__stderr__)
+    previous = signal.signal(signal.SIGTSTP, dog.stop_process)
+    dog.start()
     try:
         yield
     finally:
-        stop.set()
-        thread.join()
+        dog.end()
+        signal.signal(signal.SIGTSTP, previous)
 
 
-def _put_off(seconds: float, file: TextIO, stop: threading.Event) -> None:
-    """The end, as long as this thread gets to run."""
-    while not stop.is_set():
+class _Watchdog:
+    """Puts off the end, as long as its thread gets to run."""
+
+    def __init__(self, seconds: float, file: TextIO) -> None:
+        self._seconds = seconds
+        self._file = file
+        self._over = threading.Event()
+        self._arming = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="workers-watchdog", daemon=True)
+        self.start = self._thread.start
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def stop_process(self, number: int, frame: FrameType | None) -> None:
+        """What Ctrl-Z does."""
+        with self._arming:
+            faulthandler.cancel_dump_traceback_later()
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self._arm()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with self._arming:
+                self._arm()
+            self._over.wait(_EVERY)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _arm(self) -> None:
         # it waits in a thread that needs no GIL
-        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
-        stop.wait(_EVERY)
-    faulthandler.cancel_dump_traceback_later()
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from .. import failpoints
 from ..errors import StorageError, StorageUnavailableError
-from ..storage.base import Control, DeadSession, Maintenance, MaintenanceRequest
+from ..storage.base import SUSPICION, Control, DeadSession, Maintenance, MaintenanceRequest
 from .ledger import Ledger
 from .loop_watch import LoopWatch
 
@@ -156,9 +156,9 @@ class SessionKeeper:
         released = 0
         try:
             while not self._is_over():
-                self._tick()
-                wake_at = time.monotonic() + self._tick_every
-                self._control.wait(self._tick_every)
+                pause = self._tick()
+                wake_at = time.monotonic() + pause
+                self._control.wait(pause)
                 self._loop_watch.overslept(time.monotonic() - wake_at)
             released = self._end()
         except BaseException as error:
@@ -174,7 +174,8 @@ class SessionKeeper:
         """Told to stop; or the loop is closed, and no job is left that runs in a thread and needs its claim."""
         return self._stopping or (self._loop_closed and not self._events.jobs_in_threads())
 
-    def _tick(self) -> None:
+    def _tick(self) -> float:
+        """A round of housekeeping; the seconds until the next one."""
         waiting, self._waiting = self._waiting, []
         self._look_after_loop()
         now = time.monotonic()
@@ -201,9 +202,10 @@ class SessionKeeper:
             for future in waiting:
                 future.set_exception(error)
             self._recover()
-            return
+            return self._tick_every
         for future in waiting:
             future.set_result(result)
+        return min(SUSPICION, self._tick_every) if result.silent else self._tick_every
 
     def _now_and_then(self) -> None:
         now = time.monotonic()

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from ..job import JobRecord, JobState, NewJob
 from .messages import (
+    SUSPICION,
     Capabilities,
     Claimed,
     ClaimRequest,
@@ -36,6 +37,7 @@ from .messages import (
 )
 
 __all__ = [
+    "SUSPICION",
     "Capabilities",
     "ClaimRequest",
     "Claimed",
@@ -174,7 +176,7 @@ class Control(Protocol):
 
     def wait(self, seconds: float) -> None:
         """Wait at most `seconds`; returns early when poked, and at once when the link breaks: to others a link that stays
-        away for a second is a death."""
+        away for `SUSPICION` is a death."""
 
     def poke(self) -> None:
         """End the wait that is on, or the next one; callable from any thread."""

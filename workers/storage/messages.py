@@ -11,6 +11,7 @@ from ..job import ClaimedJob
 from ..lifecycle import Transition
 
 __all__ = [
+    "SUSPICION",
     "Capabilities",
     "ClaimRequest",
     "Claimed",
@@ -25,6 +26,10 @@ __all__ = [
     "Settlement",
     "Wake",
 ]
+
+#: A session is dead when its lock was found free twice, so many seconds apart: enough for a healthy runner to take it again
+#: on a new connection, and with the second between two looks and tcp_user_timeout it makes less than 8.
+SUSPICION = 0.75
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +135,8 @@ class MaintenanceRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     """What the housekeeping found. `alive`: this session still is. `wakes`: what became available. `suspects`: queues of
-    this runner in which jobs that crashed a process wait. `rescue`: some session is dead and still has claims.
+    this runner in which jobs that crashed a process wait. `rescue`: some session is dead and still has claims. `silent`: the
+    lock of one is free; whether it is dead shows `SUSPICION` seconds after that was first seen.
 
     For warnings, now and then, as (job type, queue): `stray` are known types that wait in queues this runner does not work,
     `unknown` are types it does not know that have waited for 10 s, in its queues, in those of nobody, or in none ("").
@@ -142,6 +148,7 @@ class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     stray: Collection[tuple[str, str]] = ()
     unknown: Collection[tuple[str, str]] = ()
     rescue: bool = False
+    silent: bool = False
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):

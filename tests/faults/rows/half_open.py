@@ -19,7 +19,7 @@ from tests.helpers.runners import eventually, left
 from tests.helpers.server import connection_url
 
 _JOBS = 5
-#: The tcp_user_timeout of the session's link, and two sweeps of others, a second apart.
+#: The tcp_user_timeout of the session's link, a second until the heir looks, and one until it has looked again and claimed.
 _WITHIN = 6.0 + 2.0
 #: So long that it has no part in this.
 _LEASE = 60.0

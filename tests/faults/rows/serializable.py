@@ -165,19 +165,25 @@ class _Producer:
             for number in range(jobs // 10):
                 keys = [self._chance.randrange(200) for _ in range(10)]
                 kind: Any = (Brief, Effect, EffectInThread, Unique)[number % 4]
-                while not self._enqueued(conn, kind, keys):
-                    self.repeated += 1
+                alone, batch = keys[:1], keys[1:]
+                # two statements with deduplicated jobs could deadlock with those of another transaction
+                parts = [(alone, []), ([], batch)] if kind is Unique else [(alone, batch)]
+                for part in parts:
+                    while not self._enqueued(conn, kind, *part):
+                        self.repeated += 1
 
-    def _enqueued(self, conn: psycopg.Connection[Any], kind: Any, keys: list[int]) -> bool:
+    def _enqueued(
+        self, conn: psycopg.Connection[Any], kind: Any, alone: list[int], batch: list[int]
+    ) -> bool:
         asked = time.monotonic()
         try:
             with conn.transaction():
                 conn.execute("SELECT count(*) FROM background_jobs WHERE priority = 7")
-                ids = kind.enqueue_batch(conn, [kind(key=key) for key in keys[1:]])
-                ids.insert(0, kind(key=keys[0]).enqueue(conn))
+                ids = kind.enqueue_batch(conn, [kind(key=key) for key in batch])
+                ids += [kind(key=key).enqueue(conn) for key in alone]
         except psycopg.errors.SerializationFailure:
             return False
-        found = [(job, key) for job, key in zip(ids, keys, strict=True) if job is not None]
+        found = [(job, key) for job, key in zip(ids, batch + alone, strict=True) if job is not None]
         self.ids |= {job: kind for job, _ in found}
         if kind is Unique:
             self.unique |= {job: (key, asked) for job, key in found}

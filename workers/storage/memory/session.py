@@ -8,13 +8,11 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from ...errors import StorageUnavailableError
 from ...job import JobState
-from ..base import DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
+from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
 from .tables import Session, Tables
 
 __all__ = ["MemoryControl", "MemoryListener"]
 
-#: A session is dead when two sweeps this many seconds apart found its link down.
-_SUSPICION = 0.9
 #: Seconds that jobs of an unknown type wait before they are worth a warning.
 _UNKNOWN_FOR = 10.0
 
@@ -98,6 +96,10 @@ class MemoryControl:
                     and row.created_at < old
                 },
                 rescue=any(not other.alive for other in tables.sessions.values()),
+                silent=any(
+                    other.alive and other.suspect_since is not None
+                    for other in tables.sessions.values()
+                ),
             )
 
     def _judge(self, lease: float) -> None:
@@ -114,7 +116,7 @@ class MemoryControl:
                 other.suspect_since = None
             elif other.suspect_since is None:
                 other.suspect_since = now
-            elif other.suspect_since <= now - _SUSPICION:
+            elif other.suspect_since <= now - SUSPICION:
                 other.alive, other.dead_reason = False, "its connection is gone"
 
     def _make_available(self, declared: Mapping[str, str]) -> list[Wake]:

@@ -12,7 +12,7 @@ import msgspec
 import psycopg
 
 from ... import failpoints
-from ..base import DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
+from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
 from .checkout import translated
 from .control_link import ControlLink
 from .literals import number_array
@@ -107,6 +107,7 @@ class PostgresControl:
                 _MAINTAIN,
                 session=self._session,
                 lease=request.lease,
+                suspicion=SUSPICION,
                 renew=request.renew,
                 judge_locks=now >= self._judge_locks_at,
                 judge_leases=now >= self._judge_leases_at,
@@ -120,6 +121,7 @@ class PostgresControl:
         return Maintenance(
             alive="alive" in kinds,
             rescue="rescue" in kinds,
+            silent="silent" in kinds,
             wakes=[
                 Wake(queue, priority, position)
                 for what, queue, priority, position in rows

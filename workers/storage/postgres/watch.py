@@ -1,7 +1,7 @@
 """Waiting with an eye on the connection: a link that breaks must be noticed at once, not at the next statement.
 
-A free lock is a death after two sweeps of other runners, a second apart. A runner that slept through the first half of that
-would have to hurry; with this it takes its lock again within milliseconds.
+A free lock is a death after two looks of other runners, not a second apart. A runner that slept through the first half of
+that would have to hurry; with this it takes its lock again within milliseconds.
 """
 
 from __future__ import annotations

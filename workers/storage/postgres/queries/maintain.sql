@@ -4,8 +4,8 @@
 -- fit       whether this session may judge others by their leases: not when its own was not renewed in time either. A server
 --           or a network that stood still made everybody late.
 -- judged    the other sessions. A free lock is not a death: restarts and terminated backends free the locks of healthy
---           runners, which take them again within a second. Dead means: found free twice, about a second apart, with the
---           server up for 5 s; or the lease has run out. The caller says which of the two it may judge by.
+--           runners, which take them again within a second. Dead means: found free twice, `suspicion` apart, with the server
+--           up for 5 s; or the lease has run out. The caller says which of the two it may judge by.
 -- staged    scheduled and retryable rows that are due become available, in the order of their times.
 -- probed    a message to this runner's listener, now and then, to see whether it hears.
 -- homed     rows inserted without a queue get the one that their job type declares.
@@ -30,7 +30,7 @@ WITH renewed AS (
         CASE
             WHEN %(judge_leases)s AND other.lease_until < now() AND (SELECT to_judge FROM fit) THEN 'its lease ran out'
             WHEN %(judge_locks)s AND other.id NOT IN (SELECT id FROM held) AND NOT other.lease_only
-                AND other.suspect_since <= now() - interval '0.9 second'
+                AND other.suspect_since <= now() - %(suspicion)s * interval '1 second'
                 AND pg_postmaster_start_time() < now() - interval '5 seconds' THEN 'its connection is gone'
         END AS verdict
     FROM worker_sessions AS other
@@ -42,7 +42,7 @@ WITH renewed AS (
         -- on the newest version of the row: another sweep or the owner may have been quicker
         AND CASE judged.verdict
             WHEN 'its lease ran out' THEN other.lease_until < now()
-            WHEN 'its connection is gone' THEN other.suspect_since <= now() - interval '0.9 second'
+            WHEN 'its connection is gone' THEN other.suspect_since <= now() - %(suspicion)s * interval '1 second'
             ELSE judged.free <> (other.suspect_since IS NOT NULL)
         END
     ORDER BY other.id
@@ -111,6 +111,9 @@ WHERE EXISTS (SELECT FROM worker_sessions WHERE id = %(session)s AND alive)
 UNION ALL
 SELECT 'rescue', NULL, NULL, NULL
 WHERE EXISTS (SELECT FROM worker_sessions WHERE NOT alive) OR EXISTS (SELECT FROM marked WHERE NOT alive)
+UNION ALL
+SELECT 'silent', NULL, NULL, NULL
+WHERE EXISTS (SELECT FROM judged WHERE free AND verdict IS NULL)
 UNION ALL
 SELECT 'wake', queue, priority, position FROM woken
 UNION ALL

@@ -1,0 +1,56 @@
+"""The watchdog of `workers run`, on processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no watchdog elsewhere")
+
+#: Of the process, until the watchdog ends it.
+_SECONDS = 0.3
+_PROGRAM = f"""
+import ctypes, os, signal
+from workers.cli import watchdog
+
+with watchdog.watchdog({_SECONDS} - watchdog._MARGIN):
+    {{}}
+print("goes on")
+"""
+
+
+def run(fault: str, signals: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """How the program ends that does this; one that stops is sent `signals` when its time is long over."""
+    command = [sys.executable, "-c", _PROGRAM.format(fault)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        if signals:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            time.sleep(_SECONDS * 3)  # this is the fault
+        for number in signals:
+            os.kill(process.pid, number)
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_a_gil_that_is_not_let_go_ends_the_process() -> None:
+    ended = run("ctypes.PyDLL(None).poll(None, 0, 600_000)")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "Timeout" in ended.stderr
+
+
+def test_ctrl_z_stops_it_too() -> None:
+    ended = run("os.kill(os.getpid(), signal.SIGTSTP)", (signal.SIGCONT,))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "goes on\n", "")
+
+
+def test_after_ctrl_z_it_goes_on_watching() -> None:
+    fault = "os.kill(os.getpid(), signal.SIGTSTP); ctypes.PyDLL(None).poll(None, 0, 600_000)"
+    ended = run(fault, (signal.SIGCONT,))
+    assert (ended.returncode, ended.stdout) == (1, "")
