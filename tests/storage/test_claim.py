@@ -177,7 +177,7 @@ async def test_a_drained_priority_hides_no_other(engine: Engine, runner: Runner)
     jobs = await runner.take(4, thorough=False, token=4000)
     assert ids(jobs) == [*high[4:], *low[:3]]
     assert engine.claims_of(runner.session)[4000] == set(ids(jobs))
-    assert await engine.storage.release_claim(runner.session, 4000) == 4
+    assert (await engine.storage.release_claim(runner.session, 4000)).count == 4
 
 
 async def test_released_jobs_are_found_again(engine: Engine, runner: Runner) -> None:
@@ -193,7 +193,7 @@ async def test_release_of_a_claim_whose_reply_was_lost(engine: Engine, runner: R
     await engine.storage.enqueue(mails(5))
     await runner.take(2, token=5000)
     [kept] = await runner.take(1, token=5001)
-    assert await engine.storage.release_claim(runner.session, 5000) == 2
+    assert (await engine.storage.release_claim(runner.session, 5000)).count == 2
     assert set(engine.claims_of(runner.session)) == {5001}
     again = await runner.take()
     assert len(again) == 4
@@ -207,8 +207,8 @@ async def test_release_of_a_claim_that_never_was(
     """Rule 2: releasing an unknown token, or another session's, changes nothing."""
     await engine.storage.enqueue(mails(1))
     jobs = await runner.take(token=6000)
-    assert await engine.storage.release_claim(runner.session, 6001) == 0
-    assert await engine.storage.release_claim(other.session, 6000) == 0
+    assert (await engine.storage.release_claim(runner.session, 6001)).count == 0
+    assert (await engine.storage.release_claim(other.session, 6000)).count == 0
     assert await runner.complete(jobs) == set(ids(jobs))
 
 
@@ -218,7 +218,7 @@ async def test_release_of_partly_finished_claim(engine: Engine, runner: Runner) 
     jobs = await runner.take(token=7000)
     done = [jobs[0], jobs[2]]
     await runner.complete(done)
-    assert await engine.storage.release_claim(runner.session, 7000) == 2
+    assert (await engine.storage.release_claim(runner.session, 7000)).count == 2
     assert sorted(ids(await runner.take())) == sorted({*ids(jobs)} - {*ids(done)})
 
 
@@ -234,9 +234,9 @@ async def test_claims_are_known_to_the_session(
         8001: set(enqueued[2:]),
     }
     assert other.control.claims() == {}
-    assert runner.control.release(guards(first)) == 2
+    assert runner.control.release(guards(first)).count == 2
     assert set(runner.control.claims()) == {8001}
-    assert other.control.release(guards(await runner.take())) == 0
+    assert other.control.release(guards(await runner.take())).count == 0
 
 
 async def test_claims_are_forgotten_when_closed(engine: Engine, runner: Runner) -> None:
@@ -278,5 +278,5 @@ async def test_release_of_a_lost_claim_spares_what_was_claimed_again(
     await engine.storage.enqueue(mails(1))
     await runner.settle(await runner.take(token=101), Release())  # the claim's row is still there
     [job] = await runner.take(token=102)
-    assert await engine.storage.release_claim(runner.session, 101) == 0
+    assert (await engine.storage.release_claim(runner.session, 101)).count == 0
     assert await runner.complete([job]) == {job.id}

@@ -160,23 +160,32 @@ async def test_twins_that_come_back_together_keep_the_higher_count(
 
 
 async def test_close_and_release_with_twins(engine: Engine, runner: Runner, other: Runner) -> None:
-    """Rule 26: the control link's ways back resolve it too."""
+    """Rule 26: the control link's ways back resolve it too, and name the one that made way."""
     first, second = await twins(engine, runner, runner)
-    assert runner.control.release(guards([first, second])) == 2
+    await engine.storage.enqueue([mail(2)])
+    [bystander] = await runner.take()
+    released = runner.control.release(guards([second, bystander, first]))
+    assert sorted(released.written) == [first.id, bystander.id]
+    assert list(released.superseded) == [second.id]
     assert await alive(engine, first, second) == [first.id]
-    [again] = await runner.take()
-    await twins(engine, runner)
-    assert runner.control.close() == 2
-    assert ids(await other.take()) == [again.id]
+    assert ids(await runner.take()) == [bystander.id, first.id]
+    [third] = await twins(engine, runner)
+    closed = runner.control.close()
+    assert sorted(closed.written) == [first.id, bystander.id]
+    assert list(closed.superseded) == [third.id]
+    assert (released.count, closed.count) == (3, 3)
+    assert sorted(ids(await other.take())) == [first.id, bystander.id]
 
 
 async def test_release_of_a_lost_claim_with_twins(engine: Engine, runner: Runner) -> None:
-    """Rules 2 and 26: a claim whose reply was lost goes back onto an identical job."""
-    await engine.storage.enqueue([mail(1, deduplicated=True)])
-    await runner.take(token=5000)
+    """Rules 2 and 26: a claim whose reply was lost goes back onto an identical job, and that is named as superseded."""
+    await engine.storage.enqueue([mail(1, deduplicated=True), mail(2)])
+    twin, bystander = await runner.take(token=5000)
     [waiting] = await engine.storage.enqueue([mail(1, deduplicated=True)])
-    assert await engine.storage.release_claim(runner.session, 5000) == 1
-    assert ids(await runner.take()) == [waiting]
+    released = await engine.storage.release_claim(runner.session, 5000)
+    assert list(released.written) == [bystander.id]
+    assert list(released.superseded) == [twin.id]
+    assert sorted(ids(await runner.take())) == [bystander.id, waiting]
 
 
 async def test_requeue_onto_a_waiting_job(engine: Engine, runner: Runner) -> None:
@@ -200,5 +209,5 @@ async def test_large_batch_of_twins(engine: Engine, runner: Runner) -> None:
         assert len(await runner.take()) == 50
     held = [job_id for held in engine.claims_of(runner.session).values() for job_id in held]
     assert len(held) == 150
-    assert runner.control.close() == 150
+    assert runner.control.close().count == 150
     assert len(await engine.storage.list_jobs(JobState.AVAILABLE, limit=1000)) == 50

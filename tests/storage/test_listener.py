@@ -77,7 +77,7 @@ async def test_staging_release_and_requeue_wake(engine: Engine, runner: Runner, 
     assert await engine.storage.requeue([job.id]) == [job.id]
     assert await ear.where() == ("default", 1)
     assert await runner.take(token=5000)
-    assert await engine.storage.release_claim(runner.session, 5000) == 1
+    assert (await engine.storage.release_claim(runner.session, 5000)).count == 1
     assert await ear.where() == ("default", 1)
 
 

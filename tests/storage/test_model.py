@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from tests.storage.engines import Engine, MemoryEngine, PostgresEngine, Runner, ids, mail
 from workers.job import ClaimedJob, JobRecord, JobState, NewJob
 from workers.lifecycle import Archive, Bury, Delete, Release, Retry, Transition, Wait
-from workers.storage.base import Guard, Settlement
+from workers.storage.base import Guard, Settled, Settlement
 from workers.storage.postgres.statements import statement
 
 T = TypeVar("T")
@@ -142,6 +142,15 @@ class Machine(RuleBasedStateMachine):
     def number(self, engine: int, job_id: int) -> int:
         return self.numbers[engine][job_id]
 
+    def same_settled(self, results: list[Settled]) -> None:
+        for name in ("written", "superseded"):
+            self.same(
+                [
+                    {self.number(engine, job_id) for job_id in getattr(result, name)}
+                    for engine, result in enumerate(results)
+                ]
+            )
+
     def holder(self, which: int) -> Pair:
         holders = [pair for pair in self.pairs if pair.held]
         return holders[which % len(holders)]
@@ -217,22 +226,11 @@ class Machine(RuleBasedStateMachine):
         left = {job.token for index, (job, _) in enumerate(pair.held) if index not in jobs}
         closed = {pair.held[index][0].token for index in jobs} - left if close else set()
         settled = self.both(lambda engine: self.wait(self.settled(pair, engine, jobs, closed)))
-        self.same(
-            [
-                {self.number(e, job_id) for job_id in result.written}
-                for e, result in enumerate(settled)
-            ]
-        )
-        self.same(
-            [
-                {self.number(e, job_id) for job_id in result.superseded}
-                for e, result in enumerate(settled)
-            ]
-        )
+        self.same_settled(settled)
 
     async def settled(
         self, pair: Pair, engine: int, jobs: dict[int, Transition], closed: set[int]
-    ) -> Any:
+    ) -> Settled:
         runner, items = pair.runners[engine], []
         for index, transition in jobs.items():
             job = pair.held[index][engine]
@@ -263,7 +261,7 @@ class Machine(RuleBasedStateMachine):
     def release_claim(self, which: int, token: int) -> None:
         pair = self.pairs[which % len(self.pairs)]
         token %= self.tokens + 1
-        self.same(
+        self.same_settled(
             self.both(
                 lambda engine: self.wait(
                     self.engines[engine].storage.release_claim(pair.runners[engine].session, token)
@@ -283,7 +281,8 @@ class Machine(RuleBasedStateMachine):
             ]
             for engine in (0, 1)
         ]
-        self.same(self.both(lambda engine: pair.runners[engine].control.release(guards[engine])))
+        released = self.both(lambda engine: pair.runners[engine].control.release(guards[engine]))
+        self.same_settled(released)
 
     @rule(which=picks)
     @precondition(linked)
@@ -321,7 +320,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.pairs) > 1 and self.linked())
     def close(self, which: int) -> None:
         pair = self.pick(which)
-        self.same(self.both(lambda engine: pair.runners[engine].control.close()))
+        self.same_settled(self.both(lambda engine: pair.runners[engine].control.close()))
         self.pairs.remove(pair)
 
     @rule(steps=st.sampled_from([1, 1, 3, 8]))

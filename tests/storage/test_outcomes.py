@@ -62,7 +62,7 @@ async def test_empty_batches(engine: Engine, runner: Runner) -> None:
     assert list(settled.written) == list(settled.superseded) == []
     assert await engine.storage.enqueue([]) == []
     assert await engine.storage.requeue([]) == []
-    assert runner.control.release([]) == 0
+    assert runner.control.release([]).count == 0
     assert runner.control.rescue() == []
     assert await runner.take(types=()) == []
 
@@ -83,7 +83,7 @@ async def test_stale_tokens_and_other_sessions(
                 session, [Settlement(guard, deduplicated, transition)], []
             )
             assert list(settled.written) == list(settled.superseded) == []
-        assert other.control.release([guard]) == 0
+        assert other.control.release([guard]).count == 0
     assert (await found(engine, job.id)).state is JobState.RUNNING
     assert await runner.complete([job]) == {job.id}
 

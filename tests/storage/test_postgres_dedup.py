@@ -132,7 +132,7 @@ async def test_a_give_back_does_not_wait_for_long(
     await runner.take(token=7000)
     async with aconn.transaction():
         assert await produce(aconn, 0) is not None
-        assert runner.control.close() == together - 1
+        assert runner.control.close().count == together - 1
     other = postgres.runner("other")
     other.bury()
     # the one that was left behind counts as crashed, and the identical job answers for it

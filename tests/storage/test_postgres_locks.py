@@ -152,7 +152,7 @@ async def test_a_session_that_can_not_give_everything_back_stays(
     async with aconn.transaction(force_rollback=True):
         same = "SELECT workers_enqueue('mail', %s, 'default', deduplicated => true)"
         await aconn.execute(same, [Jsonb({"number": 1})])
-        assert await to_thread.run_sync(runner.control.close) == 1
+        assert (await to_thread.run_sync(runner.control.close)).count == 1
         assert runner.session in postgres.sessions()
         assert 7 in postgres.claims_of(runner.session)
     [dead] = other.bury()
@@ -298,7 +298,7 @@ async def test_a_claim_that_lands_while_it_is_given_up_is_not_forgotten(
         return rows
 
     monkeypatch.setattr(links, "search", lands_after)
-    assert await postgres.storage.release_claim(runner.session, 7) == 0
+    assert (await postgres.storage.release_claim(runner.session, 7)).count == 0
     assert set(runner.control.claims()) == {7}
 
 

@@ -107,14 +107,14 @@ async def use(engine: PostgresEngine) -> None:
         settled = await runner.settle([*jobs[1:], twin, other_twin], *ends)
         assert len(settled.written) == 6
         [again] = await runner.take(1, token=9000)
-        assert await storage.release_claim(runner.session, 9000) == 1
+        assert (await storage.release_claim(runner.session, 9000)).count == 1
         assert await storage.find(again.id)
         assert await storage.requeue(ids(await storage.list_jobs(JobState.DEAD))) == [jobs[2].id]
         assert await storage.stats()
         assert await storage.failed_jobs()
         assert runner.maintain().alive
         assert len(await runner.take()) == 4
-        assert runner.control.close() == 4
+        assert runner.control.close().count == 4
         engine.conn.execute("TRUNCATE background_jobs, archived_jobs, dead_jobs")
 
 
@@ -170,7 +170,7 @@ async def test_callable_conninfo_and_kwargs(database_url: str, warm_server: None
     async with PostgresEngine.opened(database_url, conninfo=conninfo, max_size=1) as engine:
         control = engine.storage.control()
         await anyio.to_thread.run_sync(control.open, "in a thread", 15.0)
-        assert await anyio.to_thread.run_sync(control.close) == 0
+        assert (await anyio.to_thread.run_sync(control.close)).count == 0
         listener = engine.storage.listener()
         assert listener is not None
         await listener.open()

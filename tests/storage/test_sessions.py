@@ -316,7 +316,7 @@ async def test_close_gives_everything_back(engine: Engine, runner: Runner, other
     await engine.storage.enqueue([*mails(3), *mails(2, deduplicated=True)])
     done, *held = await runner.take()
     await runner.complete([done])
-    assert runner.control.close() == 4
+    assert runner.control.close().count == 4
     assert engine.sessions() == {other.session}
     assert engine.claims_of(runner.session) == {}
     again = await other.take()
@@ -330,7 +330,7 @@ async def test_close_of_a_session_that_was_reaped(
     """Rule 19: closing what is gone already is harmless."""
     await runner.crash()
     other.bury()
-    assert runner.control.close() == 0
+    assert runner.control.close().count == 0
     assert engine.sessions() == {other.session}
 
 
@@ -339,7 +339,7 @@ async def test_close_after_the_link_broke(engine: Engine, runner: Runner, other:
     await engine.storage.enqueue(mails(2))
     await runner.take()
     await runner.crash()
-    assert runner.control.close() == 2
+    assert runner.control.close().count == 2
     assert len(await other.take()) == 2
 
 
@@ -348,8 +348,8 @@ async def test_release_by_the_control_link(engine: Engine, runner: Runner) -> No
     await engine.storage.enqueue([*mails(2), *mails(2, deduplicated=True)])
     jobs = await runner.take()
     released = [jobs[0], jobs[2]]
-    assert runner.control.release(guards(released)) == 2
-    assert runner.control.release(guards(released)) == 0
+    assert runner.control.release(guards(released)).count == 2
+    assert runner.control.release(guards(released)).count == 0
     assert sorted(ids(await runner.take())) == sorted(ids(released))
     await runner.settle([jobs[1]], Release())
     assert await runner.complete([jobs[3]]) == {jobs[3].id}

@@ -20,8 +20,9 @@ from workers.runtime.demand import MIN_RUNS
 from workers.runtime.gate import Gate
 from workers.runtime.ledger import Ledger
 from workers.runtime.work_queue import WorkQueue
-from workers.storage.base import Claimed, ClaimRequest, Guard, Storage
+from workers.storage.base import Claimed, ClaimRequest, Guard, PartlySettledError, Settled, Storage
 from workers.storage.postgres.hints import THOROUGH_SHARE, TRAIL_BEHIND, TRAIL_EVERY
+from workers.telemetry import JobSuperseded, subscribe
 
 PATIENCE = 10
 
@@ -54,9 +55,9 @@ class Store:
         jobs = [ClaimedJob(i, "mail", "default", 0, "{}", 0, 0, False, token) for i in answer]
         return Claimed(jobs, complete=self.complete)
 
-    async def release_claim(self, session: int, token: int) -> int:
+    async def release_claim(self, session: int, token: int) -> Settled:
         await self.note("release", session, token)
-        return 1
+        return Settled([5], [6])
 
 
 class Bench:
@@ -197,7 +198,7 @@ async def test_a_release_that_fails_is_repeated_before_the_next_claim(bench: Ben
     release = bench.store.release_claim
     failed: list[int] = []
 
-    async def fails_once(session: int, token: int) -> int:
+    async def fails_once(session: int, token: int) -> Settled:
         released = await release(session, token)
         if not failed:
             failed.append(token)
@@ -208,6 +209,24 @@ async def test_a_release_that_fails_is_repeated_before_the_next_claim(bench: Ben
     async with bench.running():
         asked = await bench.asked(4)
     assert asked == [("claim", 1, 1), ("release", 1, 1), ("release", 1, 1), ("claim", 1, 2)]
+
+
+async def test_what_made_way_is_told_once_when_a_part_of_a_claim_has_to_wait(bench: Bench) -> None:
+    """Rules 2 and 26: the next try does not meet it any more."""
+    bench.store.answers = [StorageUnavailableError("connection lost")]
+    release = bench.store.release_claim
+
+    async def waits_once(session: int, token: int) -> Settled:
+        bench.store.release_claim = release  # type: ignore[method-assign]
+        await release(session, token)
+        raise PartlySettledError("one waits", [4])
+
+    bench.store.release_claim = waits_once  # type: ignore[method-assign]
+    told: list[JobSuperseded] = []
+    with subscribe(told.append, JobSuperseded):
+        async with bench.running():
+            await bench.asked(4)
+    assert [(event.session, event.job_id) for event in told] == [(1, 4), (1, 6)]
 
 
 async def test_a_suspect_that_was_never_started_frees_the_gate(bench: Bench) -> None:

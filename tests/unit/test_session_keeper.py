@@ -12,7 +12,7 @@ from workers.errors import StorageUnavailableError
 from workers.job import ClaimedJob
 from workers.runtime.ledger import Ledger
 from workers.runtime.session import SessionKeeper
-from workers.storage.base import SUSPICION, Guard, Maintenance, MaintenanceRequest
+from workers.storage.base import SUSPICION, Guard, Maintenance, MaintenanceRequest, Settled
 
 
 def job(number: int, token: int) -> ClaimedJob:
@@ -43,9 +43,9 @@ class Link:
             self.stored[token] = [1]
         return self.stored
 
-    def release(self, guards: list[Guard]) -> int:
+    def release(self, guards: list[Guard]) -> Settled:
         self.released += guards
-        return len(guards)
+        return Settled([], [guard.id for guard in guards])
 
     def _fail(self) -> None:
         if self.down:
@@ -133,6 +133,7 @@ async def test_once_a_lease_the_difference_goes_back(bench: Bench) -> None:
     for _ in range(3):
         bench.keeper._now_and_then()
     assert (bench.link.asked, bench.link.released) == (1, [Guard(5, 99)])
+    assert await bench.told() == ["made_way"]
     bench.link.stored = {}
     for _ in range(3):
         bench.keeper._next_reconcile = 0.0

@@ -194,11 +194,13 @@ class Claimer:
         """Nothing is claimed before the claims whose reply was lost are given back."""
         while self._lost:
             session, token = self._lost[-1]
-            released = await self._storage.release_claim(session, token)
+            with self._completer.in_parts(session):
+                released = await self._storage.release_claim(session, token)
             self._lost.pop()
             self._ledger.lost(token, time.monotonic())
-            if released:
-                logger.warning("gave back %d jobs of a claim whose reply was lost", released)
+            if released.count:
+                logger.warning("gave back %d jobs of a claim whose reply was lost", released.count)
+                self._completer.made_way(session, released.superseded)
 
     async def _after_failure(self, error: StorageError) -> None:
         self._failures += 1

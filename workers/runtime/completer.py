@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -151,6 +152,15 @@ class Completer:
             logger.info(text, job_id, extra={"job_id": job_id, "session": session})
             telemetry.emit(telemetry.JobSuperseded(session=session, job_id=job_id))
 
+    @contextmanager
+    def in_parts(self, session: int) -> Iterator[None]:
+        """Around a write of which a part may have to wait: what made way is told now, as the next try does not meet it."""
+        try:
+            yield
+        except PartlySettledError as error:
+            self.made_way(session, error.superseded)
+            raise
+
     def close(self) -> None:
         """End `run` once everything is written."""
         for stream in (self._done, self._rest):
@@ -187,11 +197,8 @@ class Completer:
             closing = self._ledger.closing(guards)
             with anyio.CancelScope(shield=True):
                 failpoints.hit("settle")
-                try:
+                with self.in_parts(session):
                     settled = await self._storage.settle(session, group, closing)
-                except PartlySettledError as error:  # the next try does not meet these any more
-                    self.made_way(session, error.superseded)
-                    raise
                 failpoints.hit("settled")
             self._settled(session, guards, closing, settled, uncertain)
 
@@ -232,7 +239,7 @@ class Completer:
         self._forget([token for token in emptied if token not in closing])
         self.made_way(session, settled.superseded)
         doubted = self._no_longer_in_doubt(guards) if self._in_doubt else set()
-        if len(settled.written) + len(settled.superseded) == len(guards) or uncertain:
+        if settled.count == len(guards) or uncertain:
             return
         missing = {guard.id for guard in guards} - set(settled.written) - set(settled.superseded)
         for job_id in missing - doubted:

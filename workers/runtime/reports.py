@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from .. import telemetry
 from ..errors import StorageError
@@ -152,6 +152,10 @@ class Reports:
         for claimer in self._claimers.values():
             claimer.suspects = True
         self.wake(Wake())
+
+    def made_way(self, job_ids: Collection[int]) -> None:
+        """Jobs of this session were given back, and met identical ones."""
+        self._completer.made_way(self._ledger.session, job_ids)
 
     def probed(self, at: float) -> None:
         """A probe was sent to the listener."""

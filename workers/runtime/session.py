@@ -15,13 +15,20 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 from .. import failpoints
 from ..errors import StorageError, StorageUnavailableError
-from ..storage.base import SUSPICION, Control, DeadSession, Maintenance, MaintenanceRequest
+from ..storage.base import (
+    SUSPICION,
+    Control,
+    DeadSession,
+    Maintenance,
+    MaintenanceRequest,
+    Settled,
+)
 from .ledger import Ledger
 from .loop_watch import LoopWatch
 
@@ -38,6 +45,7 @@ _RETRY = 0.25
 LEFT = 0.66
 #: A deaf listener is looked for this often.
 PROBE_EVERY = 15.0
+_NOTHING = Settled(())
 
 
 class SessionEvents(Protocol):
@@ -60,6 +68,9 @@ class SessionEvents(Protocol):
 
     def rescued(self, dead: list[DeadSession]) -> None:
         """Jobs of dead sessions were given back."""
+
+    def made_way(self, job_ids: Collection[int]) -> None:
+        """Jobs of this session were given back, and met identical ones that wait."""
 
     def probed(self, at: float) -> None:
         """A probe was sent to the listener, after `at` by the monotonic clock."""
@@ -114,7 +125,7 @@ class SessionKeeper:
             target=self._run, name=f"workers-session-{name}", daemon=True
         )
         self.started: Future[int] = _uncancellable()
-        self.ended: Future[int] = _uncancellable()
+        self.ended: Future[Settled] = _uncancellable()
 
     def start(self) -> None:
         """Start the thread; `started` gets the session's id, or the error."""
@@ -126,7 +137,7 @@ class SessionKeeper:
         return self._thread.ident is not None
 
     def stop(self, *, give_back: bool = True) -> None:
-        """End the session; `ended` gets the number of jobs that went back. Returns at once."""
+        """End the session; `ended` gets the jobs that went back. Returns at once."""
         self._give_back = give_back
         self._stopping = True
         self._control.poke()
@@ -148,12 +159,12 @@ class SessionKeeper:
         except BaseException as error:
             self._control.abandon()
             self.started.set_exception(error)
-            self.ended.set_result(0)
+            self.ended.set_result(_NOTHING)
             return
         # first: whoever stands still before the first renewal must find, too, that the lease may be over
         self._post(self._events.renewed, now + self._request.lease)
         self.started.set_result(session)
-        released = 0
+        released = _NOTHING
         try:
             while not self._is_over():
                 pause = self._tick()
@@ -219,10 +230,11 @@ class SessionKeeper:
             # the order matters: what is claimed after this line is not in `claims`
             claims = self._control.claims()
             orphans = self._ledger.orphans(claims)
-            if orphans and self._control.release(orphans):
+            if orphans and (released := self._control.release(orphans)).count:
                 logger.warning(
                     "gave back %d jobs that this runner held without knowing", len(orphans)
                 )
+                self._post(self._events.made_way, released.superseded)
             if not orphans:  # one that had to stay behind a lock is tried again
                 self._reconciled = news
 
@@ -250,10 +262,10 @@ class SessionKeeper:
         self._post(self._events.session_replaced, session)
         self._post(self._events.renewed, now + self._request.lease)
 
-    def _end(self) -> int:
+    def _end(self) -> Settled:
         if not self._give_back:
             self._control.abandon()
-            return 0
+            return _NOTHING
         for _ in range(3):
             try:
                 failpoints.hit("release")
@@ -265,7 +277,7 @@ class SessionKeeper:
                 self._control.wait(_RETRY)
         logger.error("the session was left behind; another runner gives its jobs back")
         self._control.abandon()
-        return 0
+        return _NOTHING
 
     def _look_after_loop(self) -> None:
         if not self._loop_closed:

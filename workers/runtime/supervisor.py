@@ -214,7 +214,8 @@ class Supervisor:
                 return
         released = await ended
         session = self.ledger.session
-        more = f", which gave back {released} jobs" if released else ""
+        self.completer.made_way(session, released.superseded)
+        more = f", which gave back {released.count} jobs" if released.count else ""
         logger.info("runner stopped: session %d%s", session, more, extra={"session": session})
 
     async def _work(self) -> None:

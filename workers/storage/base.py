@@ -107,8 +107,8 @@ class Storage(Protocol):
     ) -> Settled:
         """Write every other transition, and forget the `closed` tokens. Raises PartlySettledError."""
 
-    async def release_claim(self, session: int, token: int) -> int:
-        """Give back whatever stands under `token`: for a claim whose reply was lost. Returns how many jobs."""
+    async def release_claim(self, session: int, token: int) -> Settled:
+        """Give back whatever stands under `token`: for a claim whose reply was lost. Raises PartlySettledError."""
 
     def transaction(
         self, session: int, guard: Guard
@@ -168,11 +168,11 @@ class Control(Protocol):
     def claims(self) -> Mapping[int, Collection[int]]:
         """The ids under each token of this session, as the store knows them."""
 
-    def release(self, guards: Sequence[Guard]) -> int:
+    def release(self, guards: Sequence[Guard]) -> Settled:
         """Give back jobs, uncounted."""
 
-    def close(self) -> int:
-        """Give back everything this session holds, remove it and disconnect. Returns how many jobs went back."""
+    def close(self) -> Settled:
+        """Give back everything this session holds, remove it and disconnect. Returns what went back."""
 
     def wait(self, seconds: float) -> None:
         """Wait at most `seconds`; returns early when poked, and at once when the link breaks: to others a link that stays

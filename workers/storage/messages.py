@@ -93,6 +93,11 @@ class Settled(msgspec.Struct, frozen=True):
     written: Collection[int]
     superseded: Collection[int] = ()
 
+    @property
+    def count(self) -> int:
+        """How many are off this session's hands: those that made way are, too."""
+        return len(self.written) + len(self.superseded)
+
 
 class PartlySettledError(StorageUnavailableError):
     """Some were written, others have to wait: write all again. Of what was written, `superseded` made way."""

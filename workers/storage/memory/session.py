@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from ...errors import StorageUnavailableError
 from ...job import JobState
-from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
+from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
 from .tables import Session, Tables
 
 __all__ = ["MemoryControl", "MemoryListener"]
@@ -158,7 +158,7 @@ class MemoryControl:
             session = self._tables.sessions.get(self._id)
             return {token: list(ids) for token, ids in session.claims.items()} if session else {}
 
-    def release(self, guards: Sequence[Guard]) -> int:
+    def release(self, guards: Sequence[Guard]) -> Settled:
         """Give back jobs, uncounted."""
         tables = self._tables
         with tables.lock:
@@ -173,14 +173,12 @@ class MemoryControl:
                 tables.forget(self._id, spent)
         return released
 
-    def close(self) -> int:
+    def close(self) -> Settled:
         """Give back everything and end the session."""
         tables = self._tables
         with tables.lock:
             session = tables.sessions.get(self._id)
-            released = (
-                tables.give_back(list(tables.standing(session, session.claims))) if session else 0
-            )
+            released = tables.give_back(tables.standing(session, session.claims) if session else ())
             tables.sessions.pop(self._id, None)
             self._linked = False
         return released

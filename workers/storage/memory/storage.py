@@ -78,13 +78,13 @@ class MemoryStorage:
     def noticed(self, wake: Wake) -> None:
         """There are no hints to pull back."""
 
-    async def release_claim(self, session: int, token: int) -> int:
+    async def release_claim(self, session: int, token: int) -> Settled:
         """Give back whatever stands under `token`."""
         tables = self._tables
         with tables.lock:
             known = tables.sessions.get(session)
-            released = tables.give_back(list(tables.standing(known, [token]))) if known else 0
-            if released:
+            released = tables.give_back(tables.standing(known, [token]) if known else ())
+            if released.count:
                 tables.forget(session, [token])
         return released
 

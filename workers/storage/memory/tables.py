@@ -13,7 +13,7 @@ from itertools import count
 
 from ...errors import StorageRejectedError
 from ...job import MAX_PRIORITY, MIN_PRIORITY, ClaimedJob, JobState, NewJob
-from ..base import Guard, Wake
+from ..base import Guard, Settled, Wake
 
 __all__ = ["MAX_COUNT", "MAX_CRASHES", "Ended", "Row", "Session", "Tables", "check"]
 
@@ -174,17 +174,23 @@ class Tables:
                 if row := self.owned(session.id, Guard(job_id, token)):
                     yield row
 
-    def give_back(self, rows: Iterable[Row], *, crashed: bool = False) -> int:
-        """Make claimed rows available again, ordinary ones first; returns how many."""
+    def give_back(self, rows: Iterable[Row], *, crashed: bool = False) -> Settled:
+        """Make claimed rows available again, ordinary ones first."""
         given = sorted(rows, key=lambda row: (row.deduplicated, row.id))
+        written: list[int] = []
+        superseded: list[int] = []
         for row in given:
             if crashed:
                 row.crashes = min(row.crashes + 1, MAX_CRASHES)
-            if not self.wait(row) and crashed:
+            if self.wait(row):
+                written.append(row.id)
+                continue
+            superseded.append(row.id)
+            if crashed:
                 twin = self.rows[self._waiting[row.identity]]
                 twin.crashes = max(twin.crashes, row.crashes)
         self.announce(given, suspects=crashed)
-        return len(given)
+        return Settled(written, superseded)
 
     def forget(self, session: int, tokens: Iterable[int]) -> None:
         """Drop claims."""

@@ -12,10 +12,11 @@ import msgspec
 import psycopg
 
 from ... import failpoints
-from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Wake
+from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
 from .checkout import translated
 from .control_link import ControlLink
 from .literals import number_array
+from .settling import settled
 from .statements import statement
 from .strays import Strays
 from .watch import LinkWatch
@@ -164,7 +165,7 @@ class PostgresControl:
         with translated():
             return dict(self._fetch(_CLAIMS, session=self._session))
 
-    def release(self, guards: Sequence[Guard]) -> int:
+    def release(self, guards: Sequence[Guard]) -> Settled:
         """Give back jobs, uncounted."""
         with translated():
             rows = self._fetch(
@@ -175,7 +176,7 @@ class PostgresControl:
             self._fetch(_END_CLAIMS, session=self._session)
             return released
 
-    def close(self) -> int:
+    def close(self) -> Settled:
         """Give back everything, remove the session, disconnect.
 
         What an open transaction keeps from going back stays, with the session, for the sweep of another one.
@@ -208,21 +209,17 @@ class PostgresControl:
         """Disconnect without a word."""
         self._link.abandon()
 
-    def _give_back(self, rows: Sequence[tuple[Any, ...]]) -> int:
-        """Release (id, token, deduplicated) rows; returns how many."""
+    def _give_back(self, rows: Sequence[tuple[Any, ...]]) -> Settled:
+        """Release (id, token, deduplicated) rows."""
         ordinary = [row for row in rows if not row[2]]
         deduplicated = [row for row in rows if row[2]]
-        released = len(self._write(_WAIT, ordinary)) if ordinary else 0
+        released = self._write(_WAIT, ordinary) if ordinary else []
         if deduplicated:
-            released += len(
-                self._apart(
-                    partial(self._write, _WAIT_DEDUPLICATED, deduplicated),
-                    lambda: [
-                        partial(self._write, _WAIT_DEDUPLICATED, [row]) for row in deduplicated
-                    ],
-                )
+            released += self._apart(
+                partial(self._write, _WAIT_DEDUPLICATED, deduplicated),
+                lambda: [partial(self._write, _WAIT_DEDUPLICATED, [row]) for row in deduplicated],
             )
-        return released
+        return settled(released)
 
     def _write(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         return self._fetch(

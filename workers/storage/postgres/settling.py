@@ -8,10 +8,10 @@ from typing import Any
 
 from ...errors import StorageRejectedError
 from ...lifecycle import Archive, Bury, Delete, Release, Retry, Wait
-from ..base import Guard, Settlement
+from ..base import Guard, Settled, Settlement
 from .literals import number_array, text_array
 
-__all__ = ["KINDS", "columns", "grouped", "guard_columns"]
+__all__ = ["KINDS", "columns", "grouped", "guard_columns", "settled"]
 
 #: The queries that settle. `wait_deduplicated` stands in for deduplicated jobs that go back to waiting.
 KINDS = ("complete", "archive", "bury", "wait", "wait_deduplicated")
@@ -67,3 +67,8 @@ def columns(kind: str, group: Sequence[Settlement]) -> dict[str, str]:
         given["delays"] = number_array([getattr(item, "delay", None) for item in transitions])
         given["counted"] = number_array([isinstance(item, Retry) for item in transitions])
     return given
+
+
+def settled(rows: Sequence[Sequence[Any]]) -> Settled:
+    """What those queries answer: each id, and whether it was written; if not, it made way."""
+    return Settled([row[0] for row in rows if row[1]], [row[0] for row in rows if not row[1]])

@@ -40,7 +40,7 @@ from .literals import number_array
 from .producing import enqueue
 from .reading import JobReader
 from .session import PostgresControl
-from .settling import KINDS, columns, grouped, guard_columns
+from .settling import KINDS, columns, grouped, guard_columns, settled
 from .statements import statement
 from .transactions import TransactionConnections
 
@@ -155,18 +155,17 @@ class PostgresStorage:
         """Look there next: something became available."""
         self._claims.noticed(wake)
 
-    async def release_claim(self, session: int, token: int) -> int:
+    async def release_claim(self, session: int, token: int) -> Settled:
         """Give back whatever stands under `token`."""
         rows = await self._checkout.search(_HELD_IDS, {"session": session, "tokens": [token]})
         if not rows:  # nor is the claim forgotten: it may still be under way
-            return 0
+            return settled([])
         release = Release()
         settlements = [
             Settlement(Guard(job_id, token), deduplicated, release)
             for job_id, token, deduplicated in rows
         ]
-        settled = await self.settle(session, settlements, [token])
-        return len(settled.written) + len(settled.superseded)
+        return await self.settle(session, settlements, [token])
 
     # ---------------------------------------------------------------------------------------------------------- outcomes
 
@@ -189,7 +188,7 @@ class PostgresStorage:
                 rows += await self._write(kind, session, group)
         if closed:
             await self._checkout.search(_FORGET, {"session": session, "closed": list(closed)})
-        return Settled([row[0] for row in rows if row[1]], [row[0] for row in rows if not row[1]])
+        return settled(rows)
 
     async def _write(
         self, kind: str, session: int, group: Sequence[Settlement]
@@ -224,9 +223,7 @@ class PostgresStorage:
             except StorageUnavailableError as error:
                 blocked = error
         if blocked is not None:
-            raise PartlySettledError(
-                str(blocked), [row[0] for row in rows if not row[1]]
-            ) from blocked
+            raise PartlySettledError(str(blocked), settled(rows).superseded) from blocked
         return rows
 
     def transaction(
