@@ -64,9 +64,9 @@ async def test_both_ends_of_every_link_notice_a_peer_that_is_gone(tcp_server: Ow
     control.open("runner", 15.0)
     assert dict(control._fetch(TCP)) == {
         "tcp_keepalives_count": 3,
-        "tcp_keepalives_idle": 3,
+        "tcp_keepalives_idle": 1,
         "tcp_keepalives_interval": 1,
-        "tcp_user_timeout": 6000,
+        "tcp_user_timeout": 5600,
     }
     ours = {"idle": 10, "interval": 5, "count": 3, "user_timeout": 30_000}
     assert client_end(control._link.conn) == ours

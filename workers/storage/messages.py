@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 #: A session is dead when its lock was found free twice, so many seconds apart: enough for a healthy runner to take it again
-#: on a new connection, and with the second between two looks and tcp_user_timeout it makes less than 8.
+#: on a new connection, and with the second between two looks and the 6 of a half-open link it makes less than 8.
 SUSPICION = 0.75
 
 

@@ -19,7 +19,7 @@ from tests.helpers.runners import eventually, left
 from tests.helpers.server import connection_url
 
 _JOBS = 5
-#: The tcp_user_timeout of the session's link, a second until the heir looks, and one until it has looked again and claimed.
+#: Until the session's link has ended, a second until the heir looks, and one until it has looked again and claimed.
 _WITHIN = 6.0 + 2.0
 #: So long that it has no part in this.
 _LEASE = 60.0
@@ -37,7 +37,7 @@ _SLEEP_UNTIL = "SELECT pg_sleep_until(%s + 1.5 * interval '1 second')"
     "8",
     "half-open link",
     "the address of a worker's network is deleted just after a reply to its session's link and 1.5 s after one: its jobs "
-    "start on another one within tcp_user_timeout (6 s) and 2 s",
+    "start on another one within what tcp_user_timeout takes (6 s) and 2 s",
 )
 def half_open_links(bench: Bench) -> Found:
     # the smallest one only just after a reply: seconds are what this takes

@@ -26,15 +26,15 @@ _STATEMENT_SETTINGS = {
     "lock_timeout": "2s",
 } | PLANNER
 #: The lock is held by the server's end of the connection, so the server's end must notice a peer that is gone.
-#: Keepalives alone took 22 s to free it, tcp_user_timeout 6, and a little: the kernel looks when it probes, and its timers
-#: are the later the longer they are, so that the first probe comes soon. (No effect on a unix socket.)
+#: Keepalives alone took 22 s to free it. tcp_user_timeout counts from the first repetition of what was sent, or is looked at
+#: with each probe, and long timers of the kernel are late: so set, it takes 6 s at most. (No effect on a unix socket.)
 _SETTINGS = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "transaction_timeout": "0",
-    "tcp_user_timeout": "6s",
+    "tcp_user_timeout": "5600ms",
     "tcp_keepalives_idle": "1s",
     "tcp_keepalives_interval": "1s",
     "tcp_keepalives_count": "3",
