@@ -152,6 +152,7 @@ def test_what_jobs_leave_behind_does_not_keep_the_process(
 def test_context_manager_json_logs_and_uvloop(
     shop: Shop, database_url: str, conn: psycopg.Connection
 ) -> None:
+    """Rule 30: asyncio, or uvloop."""
     job_id = Logs().enqueue(conn)
     code, out, err = shop.call(
         *("run", "--app", "shop:until_empty", "--database-url", database_url),
