@@ -20,7 +20,7 @@ from workers.runtime.demand import MIN_RUNS
 from workers.runtime.gate import Gate
 from workers.runtime.ledger import Ledger
 from workers.runtime.work_queue import WorkQueue
-from workers.storage.base import Claimed, ClaimRequest, Guard, PartlySettledError, Settled, Storage
+from workers.storage.base import Claimed, ClaimRequest, Guard, Settled, Storage
 from workers.storage.postgres.hints import THOROUGH_SHARE, TRAIL_BEHIND, TRAIL_EVERY
 from workers.telemetry import JobSuperseded, subscribe
 
@@ -211,22 +211,22 @@ async def test_a_release_that_fails_is_repeated_before_the_next_claim(bench: Ben
     assert asked == [("claim", 1, 1), ("release", 1, 1), ("release", 1, 1), ("claim", 1, 2)]
 
 
-async def test_what_made_way_is_told_once_when_a_part_of_a_claim_has_to_wait(bench: Bench) -> None:
-    """Rules 2 and 26: the next try does not meet it any more."""
+async def test_a_part_of_a_lost_claim_that_has_to_wait_holds_up_nothing(bench: Bench) -> None:
+    """Rules 2 and 26: the session's thread finds it, as nobody here knows of it."""
     bench.store.answers = [StorageUnavailableError("connection lost")]
     release = bench.store.release_claim
 
-    async def waits_once(session: int, token: int) -> Settled:
-        bench.store.release_claim = release  # type: ignore[method-assign]
+    async def in_part(session: int, token: int) -> Settled:
         await release(session, token)
-        raise PartlySettledError("one waits", [4])
+        return Settled([5], [6], [4])
 
-    bench.store.release_claim = waits_once  # type: ignore[method-assign]
+    bench.store.release_claim = in_part  # type: ignore[method-assign]
     told: list[JobSuperseded] = []
     with subscribe(told.append, JobSuperseded):
         async with bench.running():
-            await bench.asked(4)
-    assert [(event.session, event.job_id) for event in told] == [(1, 4), (1, 6)]
+            asked = await bench.asked(3)
+    assert asked == [("claim", 1, 1), ("release", 1, 1), ("claim", 1, 2)]
+    assert [(event.session, event.job_id) for event in told] == [(1, 6)]
 
 
 async def test_a_suspect_that_was_never_started_frees_the_gate(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -16,7 +17,7 @@ from workers.job import ClaimedJob
 from workers.lifecycle import Bury, Release, Retry, Wait
 from workers.runtime.completer import Completer
 from workers.runtime.ledger import Ledger
-from workers.storage.base import Guard, PartlySettledError, Settled, Settlement, Storage
+from workers.storage.base import Guard, Settled, Settlement, Storage
 
 PATIENCE = 10
 
@@ -32,6 +33,9 @@ class Store:
         self.bad: set[int] = set()
         self.gone: set[int] = set()
         self.superseded: set[int] = set()
+        self.blocked: set[int] = set()
+        self.tried = asyncio.Event()
+        self.tries: Counter[int] = Counter()
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -58,13 +62,21 @@ class Store:
             self.bad,
             self.bad - {item.guard.id for item in settlements if isinstance(item.transition, Bury)},
         )
+        self.tries.update(item.guard.id for item in settlements)
+        blocked = self.blocked & {item.guard.id for item in settlements}
+        settlements = [item for item in settlements if item.guard.id not in blocked]
         try:
-            written = await self._write(session, [item.guard.id for item in settlements], closed)
+            written = await self._write(
+                session, [item.guard.id for item in settlements], () if blocked else closed
+            )
         finally:
             self.bad = bad
         self.settled.append(list(settlements))
+        self.tried.set()
         return Settled(
-            [i for i in written if i not in self.superseded], self.superseded & set(written)
+            [i for i in written if i not in self.superseded],
+            self.superseded & set(written),
+            blocked,
         )
 
 
@@ -77,10 +89,11 @@ class Bench:
         self.ledger.begin_session(1)
         self.completer = Completer(cast(Storage, self.store), self.ledger)
 
-    def claim(self, *ids: int) -> list[ClaimedJob]:
+    def claim(self, *ids: int, deduplicated: bool = False) -> list[ClaimedJob]:
         token = self.ledger.begin_claim()
         jobs = [
-            ClaimedJob(job_id, "mail", "default", 0, "{}", 0, 0, False, token) for job_id in ids
+            ClaimedJob(job_id, "mail", "default", 0, "{}", 0, 0, deduplicated, token)
+            for job_id in ids
         ]
         self.ledger.claimed(token, jobs, 0.0)
         return jobs
@@ -180,19 +193,47 @@ async def test_a_superseded_job_is_told_and_not_fenced(bench: Bench) -> None:
     assert not bench.ledger
 
 
-async def test_one_that_made_way_is_told_once_when_others_have_to_wait(bench: Bench) -> None:
-    """Rule 26: the next try finds nothing of it."""
-    told: list[telemetry.JobSuperseded] = []
-    jobs = bench.claim(1, 2)
-    bench.store.trouble = [PartlySettledError("an open transaction", [1])]
-    bench.store.gone = {1}
-    with telemetry.subscribe(told.append, telemetry.JobSuperseded):
-        async with bench.running():
-            for job in jobs:
-                bench.completer.ended(job, Release())
-    assert [event.job_id for event in told] == [1]
-    assert (bench.completer.superseded, bench.completer.fenced) == (1, 0)
+async def test_one_that_has_to_wait_holds_up_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rules 14 and 26: neither others of its batch nor what ends later; its claim stands until it is written."""
+    jobs = bench.claim(1, 2, 3, deduplicated=True)
+    (other,) = bench.claim(4)
+    bench.store.blocked = {1, 2}
+    async with bench.running():
+        for job in jobs[:2]:
+            bench.completer.ended(job, Retry(1.0, "no"))
+        await bench.store.tried.wait()
+        bench.completer.ended(jobs[2], Release())
+        bench.completer.ended(other, Retry(1.0, "no"))
+        async with asyncio.timeout(PATIENCE):
+            while len(written := {i.guard.id for group in bench.store.settled for i in group}) < 2:
+                bench.store.tried.clear()
+                await bench.store.tried.wait()
+        assert written == {3, 4}
+        assert bench.store.forgotten == [(1, 2)]
+        assert len(bench.ledger) == 2
+        bench.store.blocked = set()
+        bench.store.superseded = {2}
+    assert bench.completer.idle
     assert not bench.ledger
+    assert bench.store.forgotten[1:] == [(1, 1)]
+    assert (bench.completer.superseded, bench.completer.fenced) == (1, 0)
+    assert caplog.text.count("jobs go back when the transactions are over") == 1
+
+
+async def test_what_has_to_wait_is_tried_again_though_others_keep_coming(bench: Bench) -> None:
+    """Those that have to wait as well do not put it off."""
+    jobs = bench.claim(*range(10_000), deduplicated=True)
+    bench.store.blocked = set(range(10_000))
+    async with bench.running():
+        async with asyncio.timeout(PATIENCE):
+            while bench.store.tries[jobs[0].id] < 3:
+                bench.store.tried.clear()
+                bench.completer.ended(jobs[len(bench.store.tries)], Release())
+                await bench.store.tried.wait()
+        assert len(bench.store.tries) > 3
+        bench.store.blocked = set()
 
 
 async def test_a_batch_is_split_until_the_bad_one_is_alone(bench: Bench) -> None:

@@ -194,8 +194,8 @@ class Claimer:
         """Nothing is claimed before the claims whose reply was lost are given back."""
         while self._lost:
             session, token = self._lost[-1]
-            with self._completer.in_parts(session):
-                released = await self._storage.release_claim(session, token)
+            # what has to wait is found by the session's thread, as nobody here knows of it
+            released = await self._storage.release_claim(session, token)
             self._lost.pop()
             self._ledger.lost(token, time.monotonic())
             if released.count:

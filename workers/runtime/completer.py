@@ -1,8 +1,8 @@
 """Writes outcomes. While one statement is on its way the next batch gathers: no timer, and no delay when idle.
 
-Two streams, so that a transition that has to wait (a give-back that meets a lock) does not hold up plain completions. Every
-write is guarded; what a write did not find is fenced, unless its first try may have gone through. A batch that the store
-refuses is split until the bad one is alone.
+Three streams, as one kind must not hold up another: plain completions; deduplicated jobs that go back, which may have to
+wait for a transaction that is just enqueueing the same one; all other ends. Every write is guarded; what a write did not
+find is fenced, unless its first try may have gone through.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 import anyio
 
@@ -20,96 +19,20 @@ from .. import failpoints, telemetry
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Bury, Transition, Wait
-from ..storage.base import Guard, PartlySettledError, Settled, Settlement, Storage
+from ..storage.base import Guard, Settled, Settlement, Storage
 from .driving import Deferred
 from .failure import storable
 from .ledger import Ledger
+from .stream import RETRY_MOST, Stream
 
 __all__ = ["Completer"]
 
 logger = logging.getLogger("workers")
 
-MAX_WRITE = 1000
-_RETRY_MOST = 2.0
 #: Seconds until a job runs again whose outcome can't be written.
 _REFUSED_WAIT = 60.0
 
-W = TypeVar("W", Guard, Settlement)
 Item = TypeVar("Item")
-
-
-class _Stream(Generic[W]):
-    """One kind of write: a buffer, and the loop that empties it."""
-
-    def __init__(
-        self,
-        write: Callable[[list[W], bool], Coroutine[Any, Any, None]],
-        refused: Callable[[W, StorageError], Coroutine[Any, Any, None]],
-    ) -> None:
-        self._write: Callable[[list[W], bool], Coroutine[Any, Any, None]] = write
-        self._refused: Callable[[W, StorageError], Coroutine[Any, Any, None]] = refused
-        self.buffer: list[W] = []
-        self.event = asyncio.Event()
-        self.closed = False
-        self.busy = False
-        self._poked = False
-        self._uncertain = False  # the next batch may have been written already
-
-    def add(self, item: W) -> None:
-        self.buffer.append(item)
-        self.event.set()
-
-    def poke(self) -> None:
-        """Write, even if the batch is empty."""
-        self._poked = True
-        self.event.set()
-
-    async def run(self) -> None:
-        """Write until closed. Cancelled, it can be run again."""
-        while True:
-            self.event.clear()
-            while self.buffer or self._poked:
-                await self._write_next()
-            if self.closed:
-                return
-            await self.event.wait()
-
-    async def _write_next(self) -> None:
-        batch, self.buffer = self.buffer[:MAX_WRITE], self.buffer[MAX_WRITE:]
-        self._poked, self.busy = False, True
-        try:
-            await self._persist(batch, self._uncertain)
-            self._uncertain = False
-        except BaseException:
-            self.buffer[:0] = batch
-            self._uncertain = True
-            raise
-        finally:
-            self.busy = False
-
-    async def _persist(self, batch: list[W], uncertain: bool = False) -> None:
-        """Write `batch`, however often it takes. `uncertain`: it may have been written already."""
-        delay = 0.05
-        while True:
-            try:
-                await self._write(batch, uncertain)
-                return
-            except StorageUnavailableError as error:
-                if not uncertain:
-                    logger.warning(
-                        "outcomes of %d jobs can't be written now: %s", len(batch), error
-                    )
-                uncertain = True
-                await asyncio.sleep(delay * random.uniform(0.5, 1))
-                delay = min(_RETRY_MOST, delay * 2)
-            except StorageError as error:
-                if len(batch) > 1:
-                    for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-                        # of several kinds, those before the refused one are written
-                        await self._persist(half, uncertain=True)
-                    return
-                await self._refused(batch[0], error)
-                return
 
 
 class Completer:
@@ -118,17 +41,19 @@ class Completer:
     def __init__(self, storage: Storage, ledger: Ledger) -> None:
         self._storage = storage
         self._ledger = ledger
-        self._done: _Stream[Guard] = _Stream(self._write_done, self._refused)
-        self._rest: _Stream[Settlement] = _Stream(self._write_rest, self._refused)
+        self._done: Stream[Guard] = Stream(self._write_done, self._refused)
+        self._rest: Stream[Settlement] = Stream(self._write_rest, self._refused)
+        self._back: Stream[Settlement] = Stream(self._write_back, self._refused)
         self._forgotten: list[int] = []
         self._in_doubt: set[int] = set()
+        self._blocked: set[int] = set()
         self.fenced = 0
         self.superseded = 0
 
     @property
     def idle(self) -> bool:
         """Nothing is waiting to be written."""
-        return not (self._done.buffer or self._done.busy or self._rest.buffer or self._rest.busy)
+        return self._done.idle and self._rest.idle and self._back.idle
 
     def completed(self, job: ClaimedJob) -> None:
         """The job is finished and its row can go."""
@@ -138,7 +63,8 @@ class Completer:
         """Any other end. `in_doubt`: unless its own transaction was committed after all."""
         if in_doubt:
             self._in_doubt.add(job.id)
-        self._rest.add(Settlement(Guard(job.id, job.token), job.deduplicated, transition))
+        settlement = Settlement(Guard(job.id, job.token), job.deduplicated, transition)
+        (self._back if settlement.may_have_to_wait else self._rest).add(settlement)
 
     def dropped(self, job: ClaimedJob) -> None:
         """Nothing is to be written: it has been, in the job's own transaction, or the job is somebody else's."""
@@ -152,18 +78,9 @@ class Completer:
             logger.info(text, job_id, extra={"job_id": job_id, "session": session})
             telemetry.emit(telemetry.JobSuperseded(session=session, job_id=job_id))
 
-    @contextmanager
-    def in_parts(self, session: int) -> Iterator[None]:
-        """Around a write of which a part may have to wait: what made way is told now, as the next try does not meet it."""
-        try:
-            yield
-        except PartlySettledError as error:
-            self.made_way(session, error.superseded)
-            raise
-
     def close(self) -> None:
         """End `run` once everything is written."""
-        for stream in (self._done, self._rest):
+        for stream in (self._done, self._rest, self._back):
             stream.closed = True
             stream.event.set()
 
@@ -172,6 +89,7 @@ class Completer:
         async with anyio.create_task_group() as group:
             group.start_soon(Deferred, self._done.run)
             group.start_soon(Deferred, self._rest.run)
+            group.start_soon(Deferred, self._back.run)
 
     async def _write_done(self, guards: list[Guard], uncertain: bool) -> None:
         forgotten = self._by_session(self._forgotten, int)
@@ -191,16 +109,34 @@ class Completer:
         self._forgotten = [token for token in self._forgotten if token not in closing]
         self._settled(session, guards, closing, Settled(written), uncertain)
 
+    async def _write_back(self, settlements: list[Settlement], uncertain: bool) -> None:
+        blocked = await self._settle(settlements, uncertain)
+        self._back.put_aside([item for item in settlements if item.guard.id in blocked])
+        if new := blocked - self._blocked:
+            text = (
+                "%d jobs go back when the transactions are over that are just enqueueing the same"
+            )
+            logger.warning(text, len(new))
+        self._blocked = (self._blocked - {item.guard.id for item in settlements}) | blocked
+
     async def _write_rest(self, settlements: list[Settlement], uncertain: bool) -> None:
+        await self._settle(settlements, uncertain)
+
+    async def _settle(self, settlements: list[Settlement], uncertain: bool) -> set[int]:
+        """Write them; returns the ids of those that have to wait."""
+        blocked: set[int] = set()
         for session, group in self._by_session(settlements, lambda item: item.guard.token).items():
             guards = [item.guard for item in group]
             closing = self._ledger.closing(guards)
             with anyio.CancelScope(shield=True):
                 failpoints.hit("settle")
-                with self.in_parts(session):
-                    settled = await self._storage.settle(session, group, closing)
+                settled = await self._storage.settle(session, group, closing)
                 failpoints.hit("settled")
+            if settled.blocked:  # then no claim is forgotten
+                blocked.update(settled.blocked)
+                guards, closing = [guard for guard in guards if guard.id not in blocked], []
             self._settled(session, guards, closing, settled, uncertain)
+        return blocked
 
     async def _refused(self, item: Guard | Settlement, error: StorageError) -> None:
         """The one that the store refuses: bury it; if that is refused as well, let it wait, so that it is nobody's."""
@@ -221,7 +157,7 @@ class Completer:
                 await self._write_rest([settlement], True)
                 return True
             except StorageUnavailableError:
-                await asyncio.sleep(_RETRY_MOST * random.uniform(0.5, 1))
+                await asyncio.sleep(RETRY_MOST * random.uniform(0.5, 1))
             except StorageError:
                 return False
 

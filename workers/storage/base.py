@@ -28,7 +28,6 @@ from .messages import (
     Guard,
     Maintenance,
     MaintenanceRequest,
-    PartlySettledError,
     QueueStats,
     Scan,
     Settled,
@@ -47,7 +46,6 @@ __all__ = [
     "Listener",
     "Maintenance",
     "MaintenanceRequest",
-    "PartlySettledError",
     "QueueStats",
     "Scan",
     "Settled",
@@ -105,10 +103,10 @@ class Storage(Protocol):
     async def settle(
         self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
     ) -> Settled:
-        """Write every other transition, and forget the `closed` tokens. Raises PartlySettledError."""
+        """Write every other transition, and forget the `closed` tokens. What has to wait is left as it is."""
 
     async def release_claim(self, session: int, token: int) -> Settled:
-        """Give back whatever stands under `token`: for a claim whose reply was lost. Raises PartlySettledError."""
+        """Give back whatever stands under `token`: for a claim whose reply was lost."""
 
     def transaction(
         self, session: int, guard: Guard

@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from ..errors import StorageUnavailableError
 from ..job import ClaimedJob
-from ..lifecycle import Transition
+from ..lifecycle import Release, Retry, Transition, Wait
 
 __all__ = [
     "SUSPICION",
@@ -19,7 +18,6 @@ __all__ = [
     "Guard",
     "Maintenance",
     "MaintenanceRequest",
-    "PartlySettledError",
     "QueueStats",
     "Scan",
     "Settled",
@@ -85,26 +83,25 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     deduplicated: bool
     transition: Transition
 
+    @property
+    def may_have_to_wait(self) -> bool:
+        """Whether it may meet a transaction that is just enqueueing an identical job."""
+        return self.deduplicated and isinstance(self.transition, Retry | Wait | Release)
+
 
 class Settled(msgspec.Struct, frozen=True):
     """`written` ids were changed; `superseded` ones met an identical waiting job on their way back and made way for it.
-    An id in neither was fenced: its claim is no longer this session's."""
+    `blocked` ones are as they were: they have to wait for a transaction that is just enqueueing an identical job, and while
+    there are any, no claim was forgotten. An id in none was fenced: its claim is no longer this session's."""
 
     written: Collection[int]
     superseded: Collection[int] = ()
+    blocked: Collection[int] = ()
 
     @property
     def count(self) -> int:
         """How many are off this session's hands: those that made way are, too."""
         return len(self.written) + len(self.superseded)
-
-
-class PartlySettledError(StorageUnavailableError):
-    """Some were written, others have to wait: write all again. Of what was written, `superseded` made way."""
-
-    def __init__(self, message: str, superseded: Collection[int]) -> None:
-        super().__init__(message)
-        self.superseded = superseded
 
 
 class Wake(msgspec.Struct, frozen=True):

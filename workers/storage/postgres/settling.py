@@ -28,9 +28,11 @@ def grouped(settlements: Iterable[Settlement]) -> dict[str, list[Settlement]]:
 
 
 def _kind(settlement: Settlement) -> str:
+    if settlement.may_have_to_wait:
+        return "wait_deduplicated"
     match settlement.transition:
         case Retry() | Wait() | Release():
-            return "wait_deduplicated" if settlement.deduplicated else "wait"
+            return "wait"
         case Bury():
             return "bury"
         case Archive():
@@ -69,6 +71,7 @@ def columns(kind: str, group: Sequence[Settlement]) -> dict[str, str]:
     return given
 
 
-def settled(rows: Sequence[Sequence[Any]]) -> Settled:
+def settled(rows: Sequence[Sequence[Any]], blocked: Sequence[int] = ()) -> Settled:
     """What those queries answer: each id, and whether it was written; if not, it made way."""
-    return Settled([row[0] for row in rows if row[1]], [row[0] for row in rows if not row[1]])
+    written = [row[0] for row in rows if row[1]]
+    return Settled(written, [row[0] for row in rows if not row[1]], blocked)

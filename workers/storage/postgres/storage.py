@@ -20,7 +20,6 @@ from ..base import (
     Control,
     Guard,
     Listener,
-    PartlySettledError,
     QueueStats,
     Settled,
     Settlement,
@@ -53,6 +52,8 @@ _SETTLE = {kind: statement(kind) for kind in KINDS}
 
 #: A give-back of deduplicated jobs may have to wait for a transaction that is enqueueing an identical one.
 _GIVE_BACK_PATIENCE = "250ms"
+#: There may be many, and those that are tried again know that they have to.
+_GIVE_BACK_EACH = "20ms"
 
 
 class PostgresStorage:
@@ -183,47 +184,49 @@ class PostgresStorage:
         """Write retries, releases, archives and deaths, one statement for each kind that occurs."""
         groups = grouped(settlements)
         rows: list[tuple[Any, ...]] = []
+        blocked: list[int] = []
         for kind in KINDS:
             if group := groups.get(kind):
-                rows += await self._write(kind, session, group)
-        if closed:
+                rows += await self._write(kind, session, group, blocked)
+        if closed and not blocked:
             await self._checkout.search(_FORGET, {"session": session, "closed": list(closed)})
-        return settled(rows)
+        return settled(rows, blocked)
 
     async def _write(
-        self, kind: str, session: int, group: Sequence[Settlement]
+        self, kind: str, session: int, group: Sequence[Settlement], blocked: list[int]
     ) -> Sequence[tuple[Any, ...]]:
         if kind == "complete":
             deleted = await self.complete(session, [item.guard for item in group], [])
             return [(job_id, True) for job_id in deleted]
         if kind == "wait_deduplicated":
-            return await self._wait_deduplicated(session, group)
+            return await self._wait_deduplicated(session, group, blocked)
         return await self._checkout.search(
             _SETTLE[kind], columns(kind, group) | {"session": session}
         )
 
     async def _wait_deduplicated(
-        self, session: int, group: Sequence[Settlement]
+        self, session: int, group: Sequence[Settlement], blocked: list[int]
     ) -> Sequence[tuple[Any, ...]]:
         """Together; one by one where one of them has to wait for a transaction that is enqueueing the same job."""
         kind = "wait_deduplicated"
-        params = columns(kind, group) | {"session": session}
+
+        async def write(items: Sequence[Settlement], patience: str) -> Sequence[tuple[Any, ...]]:
+            params = columns(kind, items) | {"session": session}
+            return await self._checkout.search(_SETTLE[kind], params, lock_timeout=patience)
+
         try:
-            return await self._checkout.search(
-                _SETTLE[kind], params, lock_timeout=_GIVE_BACK_PATIENCE
-            )
+            return await write(group, _GIVE_BACK_PATIENCE)
         except StorageUnavailableError as error:
-            if len(group) == 1 or not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+            if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
                 raise
         rows: list[tuple[Any, ...]] = []
-        blocked = None
         for item in group:
             try:
-                rows += await self._wait_deduplicated(session, [item])
+                rows += await write([item], _GIVE_BACK_EACH)
             except StorageUnavailableError as error:
-                blocked = error
-        if blocked is not None:
-            raise PartlySettledError(str(blocked), settled(rows).superseded) from blocked
+                if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                    raise
+                blocked.append(item.guard.id)
         return rows
 
     def transaction(
