@@ -105,6 +105,7 @@ def _require_data(path: str) -> None:
         raise ConfigurationError(f"{SCHEME} alone is a new, empty database: give {SCHEME}PATH")
     directory = Path(path).expanduser().resolve()
     if not (directory / "PG_VERSION").exists():
+        _check_place(directory)
         raise ConfigurationError(
             f"there is no embedded database in {directory}: `workers migrate` would make one"
         )
@@ -150,6 +151,8 @@ def _start(path: Path, settings: Settings) -> PostgresServer:
     # The package keeps servers that this process left, or that a fork inherited.
     PostgresServer._instances.pop(path, None)
     try:
+        with PostgresServer._lock:  # nobody is just making it
+            _check_place(path)
         path.mkdir(parents=True, exist_ok=True)
         server = get_server(path, start=False)
         with _opening_no_more_than_needed():
@@ -166,6 +169,18 @@ def _start(path: Path, settings: Settings) -> PostgresServer:
             f"PostgreSQL can't be started in {path}: {error}\n{said}".rstrip()
         ) from error
     return server
+
+
+def _check_place(path: Path) -> None:
+    """Before anything is touched: what is in there may be somebody else's."""
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(
+            f"{path} is not a directory: give one for PostgreSQL's data alone, such as {path.parent / 'data'}"
+        )
+    if path.exists() and not (path / "PG_VERSION").exists() and any(path.iterdir()):
+        raise ConfigurationError(
+            f"{path} is not empty and holds no PostgreSQL data: give a directory of its own, such as {path / 'data'}"
+        )
 
 
 @contextlib.contextmanager
