@@ -255,6 +255,8 @@ BEGIN
         RAISE 'workers: priority must be between -32768 and 32767' USING ERRCODE = 'check_violation';
     ELSIF $5 IS NOT NULL AND $6 IS NOT NULL THEN
         RAISE 'workers: give run_at or delay, not both' USING ERRCODE = 'check_violation';
+    ELSIF extract(epoch FROM $6) < 0 THEN
+        RAISE 'workers: delay must not be negative; leave it out for a job that is due now' USING ERRCODE = 'check_violation';
     END IF;
     IF $7 THEN
         SELECT enqueued.id INTO new

@@ -16,6 +16,8 @@ DECLARE
     for_workers   text[] := '{workers_lock_class, workers_dedup_key, workers_complete}';
     for_nobody    text[] := '{workers_check_jobs}';
     place         regnamespace := quote_ident(current_schema())::regnamespace;
+    other         text := (SELECT min(tableowner) FROM pg_tables WHERE schemaname = current_schema()
+        AND tablename = ANY(tables) AND tableowner <> migrator AND right(tableowner, 9) = '_migrator');
     item          record;
 BEGIN
     IF prefix COLLATE "C" !~ '^[A-Za-z0-9_.:-]{1,54}$' THEN
@@ -24,6 +26,9 @@ BEGIN
     ELSIF has_schema_privilege('public', schema, 'CREATE') THEN
         RAISE 'workers: everybody may create objects in schema %', schema USING
             ERRCODE = 'insufficient_privilege', HINT = format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', schema);
+    ELSIF other IS NOT NULL THEN
+        RAISE 'workers: the tables in schema % belong to %, which would lose them: one prefix per schema', schema, other USING
+            ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
 
     FOR item IN SELECT unnest(ARRAY[producer, worker, reader, migrator]) AS name LOOP

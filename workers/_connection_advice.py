@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+from typing import Any
+
+from .errors import InvalidJobError
+from .storage.messages import RIGHTS
+
 __all__ = ["add_advice", "advice_on"]
 
 _WORKS = (
@@ -48,8 +54,12 @@ _ADVICE = {
 _MISSING = ("42P01", "42883", "42703")
 _MIGRATE = (
     "The tables of `workers` are missing, outside of the search_path, or older than the library: run "
-    "`workers migrate`, or workers.migrate(dsn)"
+    "`workers migrate`, or workers.migrate(dsn). A user without rights on their schema does not see them: GRANT it a role "
+    "of `workers migrate --roles`"
 )
+#: insufficient_privilege
+_DENIED = "42501"
+_OURS = ("background_jobs", "worker_", "workers_")
 #: invalid_sql_statement_name, duplicate_prepared_statement
 _PREPARED = ("26000", "42P05")
 _PREPARE_NOTHING = (
@@ -67,10 +77,34 @@ def advice_on(kind: type) -> str:
     )
 
 
-def add_advice(error: BaseException | None, *, note_on: BaseException | None = None) -> None:
-    """If it is known why the database told `error`, add to it, or to `note_on`, what to do."""
+def add_advice(
+    error: BaseException | None, conn: Any = None, *, note_on: BaseException | None = None
+) -> None:
+    """If it is known why `error` was raised, by the database or by psycopg's `conn`, add to it, or to `note_on`, what to do.
+
+    Raises InvalidJobError in its place where the connection has no way to write the job.
+    """
+    if isinstance(error, UnicodeEncodeError):
+        _refuse_encoding(error, conn)
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # psycopg2's word
+    advice = None
     if state in _MISSING and ("background_jobs" in str(error) or "workers_" in str(error)):
-        (note_on or error).add_note(_MIGRATE)  # type: ignore[union-attr]  # None has no sqlstate
+        advice = _MIGRATE
+    elif state == _DENIED and any(name in str(error) for name in _OURS):
+        advice = RIGHTS
     elif state in _PREPARED:
-        (note_on or error).add_note(_PREPARE_NOTHING)  # type: ignore[union-attr]
+        advice = _PREPARE_NOTHING
+    if advice:
+        (note_on or error).add_note(advice)  # type: ignore[union-attr]  # None has no sqlstate
+
+
+def _refuse_encoding(error: UnicodeEncodeError, conn: Any) -> None:
+    if (
+        codecs.lookup(error.encoding).name == "utf-8"
+    ):  # which has everything: not the connection's fault
+        return
+    name = error.encoding if conn is None else conn.info.parameter_status("client_encoding")
+    # its text, and what it holds, are the payload's
+    raise InvalidJobError(
+        f"the job has characters that this connection's client_encoding {name} lacks: connect with client_encoding=UTF8"
+    ) from None

@@ -115,8 +115,8 @@ def _psycopg(conn: Connection[Any], query: Query, parameters: Parameters, shape:
         raw = own is not Cursor and _is_raw(own)  # type: ignore[arg-type]  # a class is hashable
         cursor = Cursor(conn, row_factory=tuple_row) if raw else conn.cursor(row_factory=tuple_row)
         return shape(cursor.execute(query.text, _flat(parameters)).fetchall())
-    except ProgrammingError as error:
-        add_advice(error)
+    except (ProgrammingError, UnicodeEncodeError) as error:
+        add_advice(error, conn)
         raise
 
 
@@ -133,8 +133,8 @@ async def _psycopg_async(
         )
         await cursor.execute(query.text, _flat(parameters))
         return shape(await cursor.fetchall())
-    except ProgrammingError as error:
-        add_advice(error)
+    except (ProgrammingError, UnicodeEncodeError) as error:
+        add_advice(error, conn)
         raise
 
 
@@ -219,7 +219,7 @@ def _django(conn: Any, query: Query, parameters: Parameters, shape: Shape[T]) ->
         try:
             cursor.execute(query.text, _flat(parameters))
         except Exception as error:
-            add_advice(error.__cause__, note_on=error)
+            add_advice(error.__cause__ or error, note_on=error)
             raise
         return shape(cursor.fetchall())
 

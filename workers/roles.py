@@ -34,6 +34,14 @@ SELECT
         OR own.rolcreaterole AND current_setting('server_version_num')::int < 160000
 FROM pg_roles AS own LEFT JOIN pg_roles AS migrator ON migrator.rolname = %s
 WHERE own.rolname = current_user"""
+#: The migrator of another prefix, to whom the tables belong.
+_OTHER_MIGRATOR = """
+SELECT tableowner FROM pg_tables
+WHERE schemaname = current_schema()
+    AND tablename IN ('background_jobs', 'worker_sessions', 'worker_claims', 'dead_jobs', 'archived_jobs',
+        'workers_migrations')
+    AND tableowner <> %s AND right(tableowner, 9) = '_migrator'
+ORDER BY tableowner LIMIT 1"""
 #: Owners whose rights the user has not, and the table that shows it.
 _OWNERS = """
 SELECT DISTINCT ON (owner.rolname) owner.rolname, owned.name
@@ -73,7 +81,7 @@ def apply_roles(target: Target, prefix: str = PREFIX) -> list[str] | Awaitable[l
 
     After `migrate`, and again after each newer version of it. `target` as there. The tables in its current schema become
     the migrator's, and whoever called this a member of that. Roles belong to the server: give databases that share one,
-    and are to be kept apart, a prefix each.
+    and are to be kept apart, a prefix each. A schema has one prefix.
 
     Returns the names of the roles. Raises MigrationError, with what to do, where the user may not, or the schema is not
     safe; ConfigurationError for a prefix that can't be one; psycopg.Error.
@@ -104,6 +112,8 @@ def _apply(prefix: str, names: list[str], _own_transaction: bool) -> Steps[list[
     found = yield _SCHEMA, (names, migrator)
     if not found or not (yield "SELECT to_regclass('workers_migrations')", None)[0][0]:
         raise MigrationError("there are no tables to grant anything on: run `workers migrate`")
+    if other := (yield _OTHER_MIGRATOR, (migrator,)):
+        raise MigrationError(_one_prefix(other[0][0], prefix))
     _check_schema(names, *found[0])
     _check_user(names, *(yield _USER, (names, migrator))[0])
     owners = yield _OWNERS, None
@@ -116,6 +126,14 @@ def _apply(prefix: str, names: list[str], _own_transaction: bool) -> Steps[list[
     yield _SET_PREFIX, (prefix,)
     yield migration_file("roles.sql"), None
     return names
+
+
+def _one_prefix(owner: str, prefix: str) -> str:
+    present = owner.removesuffix("_migrator")
+    return (
+        f"the tables in this schema belong to {owner}, which would lose them: one prefix per schema. "
+        f"Run `workers migrate --roles {present}`, or use {prefix} in a schema or database of its own"
+    )
 
 
 def _check_schema(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.helpers.role_users import ROLES, dropped_roles
+from tests.helpers.role_users import ROLES, dropped_roles, opened_users
 from tests.helpers.shop import SECRET, Asks, Shop, Waits, opened_shop
 from workers import migrations
 from workers.roles import roles_sql
@@ -79,6 +82,32 @@ def test_embedded_server_lasts_as_long_as_the_command(shop: Shop) -> None:
         assert (data / "PG_VERSION").exists()
         assert shop.call("stats", "--database-url", url) == (0, "There are no jobs.\n", "")
         assert not (data / "postmaster.pid").exists()
+
+
+def test_a_temporary_database_is_no_use_to_a_command_that_ends(shop: Shop) -> None:
+    ended = [shop.invoke(name, "--database-url", "embedded:") for name in ("migrate", "stats")]
+    assert {(each.code, each.out) for each in ended} == {(1, "")}
+    assert {each.err for each in ended} == {
+        "Error: embedded: alone is a new, empty database: give embedded:PATH\n"
+    }
+
+
+def test_nobody_reads_the_output_to_its_end() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "workers", "migrate", "--sql"]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert ended.stderr == b""
+
+
+def test_rights_that_a_user_lacks_are_told_with_the_role_to_grant(
+    shop: Shop, admin: psycopg.Connection, database_url: str
+) -> None:
+    with opened_users(admin, database_url) as users:
+        code, _, err = shop.call("stats", DATABASE_URL=users.urls["enqueue"])
+    assert (code, err.count("\n")) == (1, 1)
+    assert "workers_readonly to look" in err
 
 
 # ---------------------------------------------------------------------------------------------------------------- stats

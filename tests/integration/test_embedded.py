@@ -191,10 +191,35 @@ def test_nothing_is_made_where_something_is_to_be_read(tmp_path: Path) -> None:
         resolve_dsn("embedded:", create=False)
 
 
-def test_directory_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "letter.txt").write_text("Dear Sir")
-    with pytest.raises(ConfigurationError, match="can't be started in"), embedded(tmp_path):
+def status(path: Path) -> tuple[int, int, int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid, found.st_mode, found.st_mtime_ns
+
+
+def test_directory_of_something_else_is_refused_untouched(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.txt"
+    letter.write_text("Dear Sir")
+    before = status(tmp_path)
+    refused = (
+        f"^{tmp_path} is not empty and holds no PostgreSQL data: .*, such as {tmp_path / 'data'}$"
+    )
+    with pytest.raises(ConfigurationError, match=refused), embedded(tmp_path):
         pass
+    with pytest.raises(ConfigurationError, match=refused):
+        resolve_dsn(f"embedded:{tmp_path}", create=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    assert status(tmp_path) == before
+
+
+def test_file_is_no_place_for_data(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.txt"
+    letter.write_text("Dear Sir")
+    refused = f"^{letter} is not a directory: .*, such as {tmp_path / 'data'}$"
+    with pytest.raises(ConfigurationError, match=refused), embedded(letter):
+        pass
+    with pytest.raises(ConfigurationError, match=refused):
+        resolve_dsn(f"embedded:{letter}", create=False)
+    assert letter.read_text() == "Dear Sir"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="spaces do no harm there")

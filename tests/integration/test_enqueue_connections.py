@@ -6,7 +6,7 @@ there at once, a batch all or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, ClassVar
@@ -19,6 +19,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from tests.helpers.django_database import django_database
 from tests.helpers.enqueue_targets import ATOMIC, SETTLED, Target, open_target
+from tests.helpers.role_users import opened_users
+from tests.helpers.server import connection_url
 from workers import BackgroundJob, InvalidJobError, Priority, UnsupportedConnectionError
 from workers.job_type import describe
 
@@ -279,3 +281,52 @@ def test_the_largest_and_deepest_payload_is_stored(conn: psycopg.Connection) -> 
     Dump.enqueue_batch(conn, jobs)
     stored = conn.execute("SELECT data::text FROM background_jobs ORDER BY position").fetchall()
     assert [describe(Dump).codec.decode(text) for (text,) in stored] == jobs
+
+
+@pytest.mark.parametrize("job", [Catch(), Train()], ids=["plain", "deduplicated"])
+@pytest.mark.parametrize(
+    "kind", ["psycopg", "psycopg async", "sqlalchemy psycopg session", "django"]
+)
+def test_missing_rights_get_a_note(
+    kind: str, job: Any, admin: psycopg.Connection, database_url: str
+) -> None:
+    """Which role to grant: in the driver's own error."""
+    with (
+        opened_users(admin, database_url) as users,
+        open_target(SETTLED[kind], users.urls["readonly"]) as target,
+        pytest.raises(Exception, match="permission denied") as caught,
+    ):
+        target.end(job.enqueue(target.conn))
+    assert any("workers_enqueue to enqueue" in note for note in caught.value.__notes__)
+
+
+def test_denied_by_somebody_else_gets_none(conn: psycopg.Connection) -> None:
+    conn.execute(
+        """
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN RAISE ''permission denied for it'' USING ERRCODE = ''42501''; END';
+        CREATE TRIGGER fail BEFORE INSERT ON background_jobs FOR EACH ROW EXECUTE FUNCTION fail();
+        """
+    )
+    with pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
+        Catch().enqueue(conn)
+    assert not hasattr(caught.value, "__notes__")
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg async", "sqlalchemy psycopg session"])
+def test_an_encoding_without_the_characters_of_a_job_is_named(
+    kind: str, database_url: str, conn: psycopg.Connection
+) -> None:
+    url = connection_url(database_url, client_encoding="LATIN1")
+    refused = r"client_encoding (LATIN1|latin-1|iso8859-1) lacks: connect with client_encoding=UTF8"
+    with open_target(SETTLED[kind], url) as target:
+        writes: tuple[Callable[[], Any], ...] = (
+            lambda: Catch(pokemon="🦊").enqueue(target.conn),
+            lambda: Catch.enqueue_batch(target.conn, [Catch(pokemon="🦊")]),
+            lambda: Catch.enqueue_batch(target.conn, [Catch(pokemon="🦊")], return_ids=False),
+        )
+        for write in writes:
+            with pytest.raises(InvalidJobError, match=refused) as caught:
+                target.end(write())
+            assert "🦊" not in str(caught.value)
+    assert conn.execute(ROWS).fetchall() == []

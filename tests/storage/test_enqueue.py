@@ -222,6 +222,8 @@ async def test_jobs_enqueue_on_a_storage(engine: Engine, runner: Runner) -> None
         ("'mail', '{}', 'no such queue!'", "queue must be"),
         ("'mail', '{}', priority => 32768", "priority must be"),
         ("'mail', '{}', run_at => now(), delay => '1 minute'", "not both"),
+        ("'mail', '{}', delay => '-1 s'", "delay must not be negative"),
+        ("'mail', '{}', delay => '-1 s', deduplicated => true", "delay must not be negative"),
     ],
 )
 async def test_the_function_for_other_languages_checks_what_it_is_given(

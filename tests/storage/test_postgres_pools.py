@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
+from tests.helpers.role_users import opened_users
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mail, mails
 from workers.errors import MigrationError, StorageRejectedError, StorageUnavailableError
@@ -323,3 +324,31 @@ async def test_what_the_server_refuses_for_its_limits_is_not_tried_for_ever(
     """Rule 14: the driver files it with what may be over soon; a batch must be split instead."""
     with pytest.raises(StorageRejectedError, match="can't store this"):
         await postgres.storage._checkout.fetch("SELECT repeat('x', 2000000000)", {})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [({}, "workers"), ({"application_name": "shop"}, "shop")]
+)
+async def test_connections_made_from_a_dsn_are_named(
+    database_url: str, conn: psycopg.Connection, given: dict[str, str], name: str
+) -> None:
+    storage = PostgresStorage(connection_url(database_url, **given))
+    await storage.open()
+    try:
+        asked = await storage._checkout.fetch("SELECT current_setting('application_name')", {})
+    finally:
+        await storage.close()
+    assert asked == [(name,)]
+
+
+async def test_missing_rights_are_told_with_the_role_to_grant(
+    admin: psycopg.Connection, database_url: str
+) -> None:
+    with opened_users(admin, database_url) as users:
+        storage = PostgresStorage(users.urls["enqueue"])
+        await storage.open()
+        try:
+            with pytest.raises(StorageRejectedError, match="workers_readonly to look"):
+                await storage.stats()
+        finally:
+            await storage.close()

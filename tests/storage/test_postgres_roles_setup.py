@@ -100,6 +100,24 @@ def test_members_of_the_migrator_share_what_they_make(
         assert conn.execute("SELECT current_user").fetchone() == (f"{place.prefix}_two",)
 
 
+def test_a_schema_has_one_prefix(admin: psycopg.Connection, place: Place) -> None:
+    """A second one would take the tables away from the first one's migrator."""
+    migrate(place.url)
+    first, second = f"{place.prefix}_one", f"{place.prefix}_two"
+    apply_roles(place.url, first)
+    refused = f"belong to {first}_migrator, .* one prefix per schema. Run `workers migrate --roles {first}`"
+    with pytest.raises(MigrationError, match=refused):
+        apply_roles(place.url, second)
+    with psycopg.connect(place.url, autocommit=True) as conn:
+        conn.execute("SELECT set_config('workers.role_prefix', %s, false)", [second])
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="one prefix per"):
+            conn.execute(migrations.migration_file("roles.sql"))
+    assert role_names(admin, second) == set()
+    owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = %s"
+    assert admin.execute(owners, [place.schema]).fetchall() == [(f"{first}_migrator",)]
+    apply_roles(place.url, first)
+
+
 def test_names_are_quoted(admin: psycopg.Connection, place: Place) -> None:
     migrate(place.url)
     prefix = f"{place.prefix}_A.b:c-D"

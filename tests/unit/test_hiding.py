@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, NamedTuple, TypedDict
 from urllib.parse import quote
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from workers import BackgroundJob, ClaimedJob, Secret
 from workers.declaration import payload_fields
+from workers.errors import RegistrationError
 from workers.hiding import HIDDEN, Hiding, secret_fields, without_passwords
 from workers.job_type import describe
 
@@ -261,3 +262,13 @@ def test_no_text_takes_long_to_look_through(part: str) -> None:
     started = time.monotonic()
     without_passwords(text)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [Secret, Secret | None, list[Secret]],  # type: ignore[type-arg]  # as is tested
+)
+def test_a_mark_without_a_type_is_refused(annotation: Any) -> None:
+    bare = make_dataclass("Bare", [("token", annotation)])
+    with pytest.raises(RegistrationError, match=r"Bare\.token: .* `token: Secret\[str\]`"):
+        secret_fields(bare)

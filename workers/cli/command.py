@@ -9,6 +9,7 @@ from typing import Any
 import click
 import psycopg
 
+from .._connection_advice import add_advice
 from ..errors import WorkersError
 from ..hiding import without_passwords
 
@@ -38,9 +39,16 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _is_of_output(error):
+                raise  # click ends quietly: `| head` has read enough
             if ctx.meta.get(_DEBUG):
                 click.echo(without_passwords(traceback.format_exc()), err=True)
             raise click.ClickException(one_line(error)) from error
+
+
+def _is_of_output(error: BaseException) -> bool:
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code is click.echo.__code__ for frame, _ in frames)
 
 
 def show_tracebacks(context: click.Context, value: bool) -> None:
@@ -53,6 +61,9 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, WorkersError):
         return without_passwords(text)
+    if isinstance(error, psycopg.Error):
+        add_advice(error)
+        text = "; ".join([text, *getattr(error, "__notes__", ())])
     name = type(error).__name__
     if not isinstance(error, psycopg.Error | OSError):
         name += _place(error)

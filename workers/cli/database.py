@@ -10,7 +10,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..dsn import EMBEDDED, read_dsn
-from ..embedded import resolve_dsn
+from ..embedded import require_path, resolve_dsn
 from ..hiding import without_passwords
 
 __all__ = ["connect", "database_option", "require", "resolve"]
@@ -36,9 +36,10 @@ def database_option(text: str) -> Callable[[F], F]:
 
 
 def require(url: str | None, *, create: bool = True) -> str:
-    """The DSN that `url` means, as in `resolve`."""
+    """The DSN that `url` means, as in `resolve`, for a command that ends at once: a temporary database is no use to it."""
     if not url:
         raise click.UsageError(f"which database? Give --database-url or set {VARIABLE}.")
+    require_path(url)
     return resolve(url, create=create)
 
 

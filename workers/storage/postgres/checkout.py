@@ -12,6 +12,7 @@ from psycopg import errors
 from psycopg.rows import tuple_row
 
 from ...errors import StorageRejectedError, StorageUnavailableError
+from ..messages import RIGHTS
 from .fitting import Fitted, Fitting, fetch_on
 from .lender import Lender
 
@@ -61,6 +62,8 @@ def translated() -> Iterator[None]:
         raise StorageRejectedError(
             f"{_first_line(error)}; run `workers migrate`, or check the search_path"
         ) from error
+    except errors.InsufficientPrivilege as error:
+        raise StorageRejectedError(f"{_first_line(error)}; {RIGHTS}") from error
     except (*_LIMITS, UnicodeError) as error:
         raise StorageRejectedError(
             f"the database can't store this: {_first_line(error)}"

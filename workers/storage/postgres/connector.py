@@ -19,7 +19,8 @@ __all__ = ["Connector", "with_defaults"]
 #: An asynchronous pool's cursors are no use on a synchronous connection, and our statements do not use them.
 _NOT_OURS = ("cursor_factory",)
 #: Where neither the DSN nor the pool's arguments say anything else.
-_DEFAULTS = {"connect_timeout": 5, "application_name": "workers"}
+_DEFAULTS = {"connect_timeout": 5}
+_NAME = {"application_name": "workers"}
 #: The same, for what the system does about a peer that is gone. (No effect on a unix socket.)
 _TCP = {
     "keepalives": 1,
@@ -138,7 +139,8 @@ class Connector:
 def with_defaults(dsn: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """`kwargs` with what every connection of ours has, where `dsn` says nothing else."""
     named = conninfo.conninfo_to_dict(dsn)
-    defaults = {name: value for name, value in _TCP.items() if not named.get(name)}
+    ours = _NAME | _TCP
+    defaults = {name: value for name, value in ours.items() if not named.get(name)}
     return defaults | kwargs | _ENCODING
 
 
