@@ -17,7 +17,7 @@ from .handle import RunnerHandle, RunnerThread
 from .registry import Registry
 from .runtime.session import StallHandler
 from .runtime.supervisor import Supervisor
-from .storage import StorageTarget, check_target, open_storage, storage_of
+from .storage import Storage, StorageTarget, check_target, open_storage, storage_of
 
 __all__ = ["Runner"]
 
@@ -135,7 +135,8 @@ class Runner(Generic[ContextT]):
     def start(self, *, on_stall: StallHandler | None = None) -> RunnerHandle:
         """Start in the running event loop; returns at once, installs no signal handlers.
 
-        Raises RunnerError without a running asyncio loop, ConfigurationError when there is nothing to run.
+        Raises RunnerError without a running asyncio loop, ConfigurationError when there is nothing to run, or transactional
+        types on an engine without transactions.
         """
         try:
             asyncio.get_running_loop()
@@ -149,6 +150,7 @@ class Runner(Generic[ContextT]):
                 "no job type is registered: call register_job_type before start"
             )
         storage = storage_of(self._target, listen=self._config.listen)
+        self._refuse_transactional(storage)
         supervisor = Supervisor(
             storage,
             self._registry,
@@ -204,6 +206,17 @@ class Runner(Generic[ContextT]):
             found = [await storage.find(job_id) for job_id in job_ids[:_SHOWN_FAILURES]]
         if count:
             raise FailedJobsError(count, job_ids, [job for job in found if job is not None])
+
+    def _refuse_transactional(self, storage: Storage) -> None:
+        if storage.capabilities.transactional:
+            return
+        names = [kind.job_class.__qualname__ for kind in self._registry if kind.transactional]
+        if names:
+            verb = "is" if len(names) == 1 else "are"
+            raise ConfigurationError(
+                f"{' and '.join(names)} {verb} transactional, and the engine {type(storage).__name__} has no transactions: "
+                "give this runner a PostgreSQL, in a test too, or call `run` of such a job directly"
+            )
 
     def _refuse_late(self, what: str) -> None:
         if self._started:  # a running one would not notice, or only half of it
