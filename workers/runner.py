@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import signal
 from datetime import timedelta
@@ -151,6 +152,7 @@ class Runner(Generic[ContextT]):
             )
         storage = storage_of(self._target, listen=self._config.listen)
         self._refuse_transactional(storage)
+        self._tell_undeclared_queues()
         supervisor = Supervisor(
             storage,
             self._registry,
@@ -217,6 +219,15 @@ class Runner(Generic[ContextT]):
                 f"{' and '.join(names)} {verb} transactional, and the engine {type(storage).__name__} has no transactions: "
                 "give this runner a PostgreSQL, in a test too, or call `run` of such a job directly"
             )
+
+    def _tell_undeclared_queues(self) -> None:
+        declared = {kind.queue for kind in self._registry}
+        for name in sorted(self._queues.keys() - declared):
+            text = "queue %r is worked, but no registered type declares it; jobs reach it only by enqueue(queue=...)"
+            if close := difflib.get_close_matches(name, declared, n=1, cutoff=0.8):
+                logger.warning(f"{text}; did you mean %r?", name, close[0])
+            else:
+                logger.info(text, name)
 
     def _refuse_late(self, what: str) -> None:
         if self._started:  # a running one would not notice, or only half of it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from workers import BackgroundJob, ConfigurationError, Runner
@@ -38,3 +40,25 @@ async def test_transactional_types_need_an_engine_with_transactions() -> None:
 async def test_other_types_run_on_any_engine() -> None:
     runner = Runner(MemoryStorage(), None).register_job_type(Plain).shutdown_when_queue_empty()
     assert await runner.start().wait_for_shutdown() == []
+
+
+class Mail(Plain):
+    queue = "emails"
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "hint"),
+    [("emials", "WARNING", "; did you mean 'emails'?"), ("urgent", "INFO", "")],
+)
+async def test_a_queue_that_no_type_declares_is_named_at_the_start(
+    caplog: pytest.LogCaptureFixture, name: str, level: str, hint: str
+) -> None:
+    """It may be meant, for `enqueue(queue=...)`; a slip is likelier where a declared one is called nearly the same."""
+    caplog.set_level(logging.INFO, "workers")
+    runner = Runner(MemoryStorage(), None).register_job_type(Mail).configure_queue("emails")
+    runner.configure_queue(name, num_workers=2).shutdown_when_queue_empty()
+    assert caplog.records == []
+    await runner.start().wait_for_shutdown()
+    told = [(r.levelname, r.getMessage()) for r in caplog.records if "declares" in r.getMessage()]
+    text = f"queue '{name}' is worked, but no registered type declares it; jobs reach it only by enqueue(queue=...)"
+    assert told == [(level, text + hint)]
