@@ -329,6 +329,11 @@ def test_a_setting_of_a_later_version_is_refused(name: str) -> None:
     ("name", "meant"),
     [
         ("max_retries", "max_attempts"),
+        ("max_retry", "max_attempts"),
+        ("num_retries", "max_attempts"),
+        ("attempts", "max_attempts"),
+        ("retry", "max_attempts"),
+        ("prio", "priority"),
         ("name", "job_name"),
         ("deduplicate", "deduplicated"),
         ("max_attempt", "max_attempts"),
