@@ -73,12 +73,17 @@ _ELSEWHERE = {
     "job_type": "job_name",
     "task_name": "job_name",
     "queue_name": "queue",
+    "attempts": "max_attempts",
+    "retry": "max_attempts",
     "retries": "max_attempts",
+    "num_retries": "max_attempts",
+    "max_retry": "max_attempts",
     "max_retries": "max_attempts",
     "max_tries": "max_attempts",
     "retry_limit": "max_attempts",
     "retry_delay": "backoff",
     "retry_backoff": "backoff",
+    "prio": "priority",
     "dedup": "deduplicated",
     "dedupe": "deduplicated",
     "deduplicate": "deduplicated",
@@ -120,10 +125,10 @@ def take_name(cls: type[BackgroundJob[Any]]) -> bool:
 
 
 def refuse_clashes(cls: type[BackgroundJob[Any]]) -> None:
-    """Raise TypeError for a field that is named like a setting."""
+    """Raise ConfigurationError for a field that is named like a setting."""
     for field in payload_fields(cls):
         if field.name in RESERVED:
-            raise TypeError(
+            raise ConfigurationError(
                 f"{cls.__qualname__}.{field.name} is annotated, so it is a field of the payload, but job classes use "
                 f"that name themselves, now or later: write `{field.name} = ...` without annotation to set it, or "
                 "give the field another name"

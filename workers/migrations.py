@@ -81,7 +81,7 @@ def migrate(target: Target) -> list[str] | Awaitable[list[str]]:
     Raises MigrationError when the connection has no current schema, ConfigurationError for a DSN that can't be read, and
     psycopg.Error.
     """
-    return run_steps(target, _migrate)
+    return run_steps(target, _migrate, "migrate")
 
 
 @overload
@@ -90,7 +90,7 @@ def check_migrations(target: str | psycopg.Connection[Any]) -> None: ...
 def check_migrations(target: psycopg.AsyncConnection[Any]) -> Awaitable[None]: ...
 def check_migrations(target: Target) -> Awaitable[None] | None:
     """Raise MigrationError unless the current schema of `target` is at exactly this library's version."""
-    return run_steps(target, _check)
+    return run_steps(target, _check, "check_migrations")
 
 
 def migrations_sql() -> str:
@@ -156,7 +156,8 @@ def _folder() -> Traversable:
     return found if found.is_dir() else Path(__file__).parents[1] / "migrations"
 
 
-def run_steps(target: object, plan: Callable[[bool], Steps[T]]) -> T | Awaitable[T]:
+def run_steps(target: object, plan: Callable[[bool], Steps[T]], name: str) -> T | Awaitable[T]:
+    """Execute a plan. `name`: of the function that was called, for Python's warning when it was not awaited."""
     match target:
         case str() | None:
             with psycopg.connect(read_dsn(target)) as conn:
@@ -164,7 +165,9 @@ def run_steps(target: object, plan: Callable[[bool], Steps[T]]) -> T | Awaitable
         case psycopg.Connection():
             return _run_sync(target, plan)
         case psycopg.AsyncConnection():
-            return _run_async(target, plan)
+            coroutine = _run_async(target, plan)
+            coroutine.__qualname__ = name  # type: ignore[attr-defined]  # it has one
+            return coroutine
     kind = f"{type(target).__module__}.{type(target).__qualname__}".removeprefix("builtins.")
     advice = "; give one of its connections" if hasattr(target, "connection") else ""
     raise UnsupportedConnectionError(f"expected a DSN or a psycopg connection, not {kind}{advice}")

@@ -87,7 +87,7 @@ def apply_roles(target: Target, prefix: str = PREFIX) -> list[str] | Awaitable[l
     safe; ConfigurationError for a prefix that can't be one; psycopg.Error.
     """
     names = role_names(prefix)
-    return run_steps(target, partial(_apply, prefix, names))
+    return run_steps(target, partial(_apply, prefix, names), "apply_roles")
 
 
 def roles_sql(prefix: str = PREFIX) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import signal
 from datetime import timedelta
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import anyio
 
@@ -17,7 +18,7 @@ from .handle import RunnerHandle, RunnerThread
 from .registry import Registry
 from .runtime.session import StallHandler
 from .runtime.supervisor import Supervisor
-from .storage import StorageTarget, check_target, open_storage, storage_of
+from .storage import Storage, StorageTarget, check_target, open_storage, storage_of
 
 __all__ = ["Runner"]
 
@@ -80,6 +81,14 @@ class Runner(Generic[ContextT]):
         names = ", ".join(job_type.name for job_type in self._registry) or "no job types"
         return f"<Runner {self._config.name}: {names}>"
 
+    if not TYPE_CHECKING:  # checkers know that it is no context manager
+
+        async def __aenter__(self):
+            raise TypeError("a Runner is no context manager: use `async with runner.start()`")
+
+        async def __aexit__(self, *_):
+            """Never called; without it Python would not ask `__aenter__`."""
+
     def register_job_type(self, job_class: type[BackgroundJob[ContextT]]) -> Self:
         """Run jobs of this class; its queue is worked from now on.
 
@@ -135,7 +144,8 @@ class Runner(Generic[ContextT]):
     def start(self, *, on_stall: StallHandler | None = None) -> RunnerHandle:
         """Start in the running event loop; returns at once, installs no signal handlers.
 
-        Raises RunnerError without a running asyncio loop, ConfigurationError when there is nothing to run.
+        Raises RunnerError without a running asyncio loop, ConfigurationError when there is nothing to run, or transactional
+        types on an engine without transactions.
         """
         try:
             asyncio.get_running_loop()
@@ -149,6 +159,8 @@ class Runner(Generic[ContextT]):
                 "no job type is registered: call register_job_type before start"
             )
         storage = storage_of(self._target, listen=self._config.listen)
+        self._refuse_transactional(storage)
+        self._tell_undeclared_queues()
         supervisor = Supervisor(
             storage,
             self._registry,
@@ -204,6 +216,26 @@ class Runner(Generic[ContextT]):
             found = [await storage.find(job_id) for job_id in job_ids[:_SHOWN_FAILURES]]
         if count:
             raise FailedJobsError(count, job_ids, [job for job in found if job is not None])
+
+    def _refuse_transactional(self, storage: Storage) -> None:
+        if storage.capabilities.transactional:
+            return
+        names = [kind.job_class.__qualname__ for kind in self._registry if kind.transactional]
+        if names:
+            verb = "is" if len(names) == 1 else "are"
+            raise ConfigurationError(
+                f"{' and '.join(names)} {verb} transactional, and the engine {type(storage).__name__} has no transactions: "
+                "give this runner a PostgreSQL, in a test too, or call `run` of such a job directly"
+            )
+
+    def _tell_undeclared_queues(self) -> None:
+        declared = {kind.queue for kind in self._registry}
+        for name in sorted(self._queues.keys() - declared):
+            text = "queue %r is worked, but no registered type declares it; jobs reach it only by enqueue(queue=...)"
+            if close := difflib.get_close_matches(name, declared, n=1, cutoff=0.8):
+                logger.warning(f"{text}; did you mean %r?", name, close[0])
+            else:
+                logger.info(text, name)
 
     def _refuse_late(self, what: str) -> None:
         if self._started:  # a running one would not notice, or only half of it

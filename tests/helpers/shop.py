@@ -99,6 +99,26 @@ def returns_nothing(): ...
 def fails(): raise RuntimeError("no mailer at postgresql://shop:hunter2@db.invalid/shop")
 """
 
+#: What could be meant by a wrong name in `made:...` is found by its type, its annotation, its name or its parameter.
+MADE = """
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from workers import Runner
+from shop import bad_jobs
+
+ready = Runner("postgresql://db.invalid/shop", None)
+
+@asynccontextmanager
+async def build() -> "AsyncIterator[Runner[None]]": yield ready
+
+def make_runner(): return ready
+def shop(database_url): return ready
+
+def send_mail(): ...
+def give_to_runner(mailer): ...
+def _runner(): ...
+"""
+
 
 class Asks(BackgroundJob[None]):
     async def run(self, ctx: None) -> None: ...
@@ -181,7 +201,7 @@ class Shop:
                 result = runner.invoke(workers, args, env=environment)
         finally:
             sys.path[:] = path
-            for name in (sys.modules.keys() - modules) & {"shop", "broken", "wrong"}:
+            for name in (sys.modules.keys() - modules) & {"shop", "broken", "made", "wrong"}:
                 del sys.modules[name]
         return Ended(result.exit_code, result.stdout, result.stderr)
 
@@ -204,6 +224,7 @@ def opened_shop(directory: Path) -> Iterator[Shop]:
     """Write the application into `directory`; what runs there at the end is killed."""
     (directory / "shop.py").write_text(APP)
     (directory / "broken.py").write_text("import there_is_no_such_thing")
+    (directory / "made.py").write_text(MADE)
     (directory / "wrong.py").write_text("x = (")
     made = Shop(directory)
     try:

@@ -179,7 +179,11 @@ def test_errors_of_a_process_are_one_line(shop: Shop) -> None:
         ("workers.tasks:x", "the name `workers` is this library's"),
         ("broken:x", "broken can't be imported: ModuleNotFoundError in broken.py:1"),
         ("wrong:x", "wrong can't be imported: SyntaxError"),
-        ("shop:nothing", "module shop has no 'nothing'"),
+        (
+            "shop:nothing",
+            "module shop has no 'nothing'; it has runner, bad_jobs, until_empty, own_logging\n",
+        ),
+        ("made:nope", "module made has no 'nope'; it has ready, build, make_runner, shop\n"),
         ("shop:sys.path", "it is of type list"),
         ("shop:Asks", "it is a class"),
         ("shop:returns_nothing", "it returned None"),

@@ -94,6 +94,8 @@ def test_what_can_not_start_is_not_tried_for_ever(shop: Shop, raw_database_url: 
     assert (code, out) == (1, "")
     assert "run `workers migrate`" in err
     assert "before any was ready: giving up" in err
+    assert "passed on" not in err, "nobody sent a signal"
+    assert "runner stopped" not in err
     assert "Traceback" not in err
 
 

@@ -16,6 +16,7 @@ from psycopg_pool import ConnectionPool
 from workers import migrations
 from workers.errors import MigrationError, UnsupportedConnectionError
 from workers.migrations import check_migrations, migrate, migrations_sql
+from workers.roles import apply_roles
 
 NAMES = [m.name for m in migrations._load()]
 
@@ -181,3 +182,11 @@ def test_other_objects_are_refused() -> None:
         migrate(1)  # type: ignore[call-overload]  # the mistake under test
     with pytest.raises(UnsupportedConnectionError, match=r"ConnectionPool; give one of its conn"):
         migrate(ConnectionPool(open=False))  # type: ignore[call-overload]  # likewise
+
+
+@pytest.mark.parametrize("call", [migrate, check_migrations, apply_roles])
+async def test_a_forgotten_await_has_the_name_of_what_was_called(
+    aconn: psycopg.AsyncConnection, call: Callable[[psycopg.AsyncConnection], object]
+) -> None:
+    with pytest.warns(RuntimeWarning, match=f"coroutine '{call.__name__}' was never awaited"):
+        call(aconn)

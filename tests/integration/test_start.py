@@ -61,9 +61,10 @@ async def test_a_bad_dsn(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_the_session_can_not_be_opened(
-    pool: AsyncPool, monkeypatch: pytest.MonkeyPatch
+    pool: AsyncPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An error of the session thread is a start-up error like any other."""
+    caplog.set_level(logging.INFO, "workers")
 
     def refuse(self: PostgresControl, *args: Any) -> int:
         raise StorageError("no connection is left")
@@ -74,6 +75,7 @@ async def test_the_session_can_not_be_opened(
         await handle.ready()
     with pytest.raises(StorageError, match="no connection is left"):
         await handle.wait_for_shutdown()
+    assert "runner stopped" not in caplog.text, "it has never run"
 
 
 def break_claimer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,7 +243,7 @@ def test_wrong_settings_are_refused_with_the_class(setting: str, value: Any, mes
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
 def test_a_field_named_like_a_setting_is_refused(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"Clash\.{name} is annotated, so it is a field"):
+    with pytest.raises(ConfigurationError, match=rf"Clash\.{name} is annotated, so it is a field"):
         type("Clash", (Quiet,), {"__annotations__": {name: int}, name: 3})
 
 
@@ -261,7 +261,7 @@ def test_a_clash_in_a_mixed_in_dataclass_is_refused() -> None:
     class Mixin:
         result: str = ""
 
-    with pytest.raises(TypeError, match=r"Clash\.result"):
+    with pytest.raises(ConfigurationError, match=r"Clash\.result"):
 
         class Clash(Quiet, Mixin): ...
 
@@ -329,6 +329,11 @@ def test_a_setting_of_a_later_version_is_refused(name: str) -> None:
     ("name", "meant"),
     [
         ("max_retries", "max_attempts"),
+        ("max_retry", "max_attempts"),
+        ("num_retries", "max_attempts"),
+        ("attempts", "max_attempts"),
+        ("retry", "max_attempts"),
+        ("prio", "priority"),
         ("name", "job_name"),
         ("deduplicate", "deduplicated"),
         ("max_attempt", "max_attempts"),

@@ -24,7 +24,7 @@ from workers.lifecycle import (
     Transition,
     Wait,
 )
-from workers.runtime.job_log import job_logger, log_end
+from workers.runtime.job_log import job_logger, log_end, spoken
 
 JOB = ClaimedJob(7, "send", "emails", 0, "{}", 1, 0, False, 99)
 ERROR = ValueError("no such address")
@@ -77,6 +77,43 @@ def test_every_outcome_is_one_record_with_the_same_fields(
     }
     assert expected.items() <= vars(record).items()
     assert bool(record.exc_info) == isinstance(outcome, Failed)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (8.24e-05, "0.1 ms"),
+        (0.0004, "0.4 ms"),
+        (0.00123, "1.23 ms"),
+        (0.02, "20 ms"),
+        (0.1, "0.1 s"),
+        (0.5, "0.5 s"),
+        (1.5, "1.5 s"),
+        (45, "45 s"),
+        (60, "60 s"),
+        (119.4, "119 s"),
+        (120, "2 min"),
+        (1915, "32 min"),
+        (3599, "1 h"),
+        (3600, "1 h"),
+        (5400, "1.5 h"),
+        (86_400, "24 h"),
+        (172_799, "2 days"),
+        (216_000, "2.5 days"),
+        (31_557_600, "365 days"),
+    ],
+)
+def test_durations_are_for_people(
+    caplog: pytest.LogCaptureFixture, seconds: float, text: str
+) -> None:
+    assert spoken(seconds) == text
+    with caplog.at_level(logging.DEBUG, "workers"):
+        log_end(JOB, 3, Completed(), Delete(), seconds)
+        log_end(JOB, 3, Failed("no"), Retry(seconds, "no"), 0.25)
+    completed, failed = caplog.messages
+    assert completed.endswith(f"completed in {text}")
+    assert f"next attempt in {text}: no" in failed
 
 
 class UnspeakableError(Exception):

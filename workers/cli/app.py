@@ -46,9 +46,23 @@ def load(spec: str) -> Any:
     try:
         return operator.attrgetter(path)(module)
     except AttributeError as error:
-        runners = [key for key, value in vars(module).items() if isinstance(value, Runner)]
-        hint = f"; it has {', '.join(runners)}" if runners else ""
+        fitting = [key for key, value in vars(module).items() if _would_do(value, name)]
+        hint = f"; it has {', '.join(fitting)}" if fitting else ""
         raise click.ClickException(f"module {name} has no {path!r}{hint}") from error
+
+
+def _would_do(value: Any, module: str) -> bool:
+    """Whether it is a runner, or a function of this module that looks as if it made one."""
+    if isinstance(value, Runner):
+        return True
+    if not inspect.isfunction(value) or value.__module__ != module or value.__name__[0] == "_":
+        return False
+    try:
+        takes_url = takes_database_url(value, module)
+    except click.ClickException:
+        return False
+    made = str(inspect.signature(value).return_annotation)
+    return takes_url or "Runner" in made or "runner" in value.__name__.lower()
 
 
 def takes_database_url(target: Any, spec: str) -> bool:
@@ -77,6 +91,8 @@ async def make_runner(
         made = target(**arguments)
         if inspect.isawaitable(made):
             made = await made
+        if isinstance(made, Runner):
+            return made
         if isinstance(made, AbstractAsyncContextManager):
             made = await stack.enter_async_context(made)
         elif isinstance(made, AbstractContextManager):

@@ -64,6 +64,9 @@ class Processes:
 
     def _pass_on(self, number: signal.Signals) -> None:
         logger.info("%s: passed on to %d processes", number.name, len(self._children))
+        self._stop(number)
+
+    def _stop(self, number: signal.Signals) -> None:
         self._stopping.set()
         for child in self._children:
             _send(child, number)
@@ -85,7 +88,7 @@ class Processes:
             if not self._any_ready:
                 logger.error("process %d %s before any was ready: giving up", index, how)
                 self._codes.append(code if code > 0 else 1)
-                self._pass_on(signal.SIGTERM)
+                self._stop(signal.SIGTERM)
                 return
             pause = 0.0 if time.monotonic() - begun > _LONG_LIFE else pause
             logger.error(

@@ -11,6 +11,7 @@ from collections import Counter
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 
+from ..lifecycle import Bury
 from ..telemetry import JobFinished, subscribe
 
 __all__ = ["Tally"]
@@ -45,7 +46,9 @@ class Tally(AbstractContextManager["Tally"]):
             self._tell()
 
     def _count(self, event: JobFinished) -> None:
-        self._counts[event.job.queue, type(event.outcome).__name__.lower()] += 1
+        is_dead = isinstance(event.transition, Bury)
+        ended = "dead" if is_dead else type(event.outcome).__name__.lower()
+        self._counts[event.job.queue, ended] += 1
         if self._due is None:
             self._due = asyncio.get_running_loop().call_later(EVERY, self._tell)
 

@@ -13,6 +13,7 @@ from ..hiding import Hiding
 from ..job import ClaimedJob
 from ..job_type import JobType
 from ..lifecycle import Failed, Interrupted, Outcome, Transition
+from .job_log import spoken
 
 __all__ = ["Attempt", "Fenced"]
 
@@ -100,5 +101,5 @@ class Attempt:
             stopped, Failed
         ):  # it ran out of time; now that it has ended, how long it took is known
             took = time.monotonic() - self.started
-            return Failed(f"{stopped.error} (ended after {took:.3g} s)", stopped.exception)
+            return Failed(f"{stopped.error} (ended after {spoken(took)})", stopped.exception)
         return stopped

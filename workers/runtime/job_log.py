@@ -13,9 +13,26 @@ from ..job import ClaimedJob
 from ..lifecycle import Archive, Bury, Completed, Failed, Outcome, Retry, Transition
 from .failure import describe
 
-__all__ = ["fields", "job_logger", "log_end", "log_overrun", "log_start"]
+__all__ = ["fields", "job_logger", "log_end", "log_overrun", "log_start", "spoken"]
 
 job_logger = logging.getLogger("workers.jobs")
+
+
+def spoken(seconds: float) -> str:
+    """A duration as people read it: "1 h", "32 min", "45 s", "1.5 s", "20 ms"."""
+    if seconds < 0.1:
+        milliseconds = seconds * 1000
+        if milliseconds >= 1:
+            return f"{milliseconds:.3g} ms"
+        return "0 s" if seconds <= 0 else f"{max(milliseconds, 0.1):.1f} ms"
+    if seconds < 119.5:
+        return f"{seconds:.3g} s"
+    if seconds < 59.5 * 60:
+        return f"{seconds / 60:.2g} min"
+    if seconds < 47.5 * 3600:
+        return f"{seconds / 3600:.2g} h"
+    days = seconds / 86_400
+    return f"{days:.2g} days" if days < 99 else f"{days:.0f} days"
 
 
 def fields(job: ClaimedJob, session: int) -> dict[str, object]:
@@ -37,7 +54,7 @@ def log_start(job: ClaimedJob, session: int) -> None:
 
 def log_overrun(job: ClaimedJob, session: int, timeout: float) -> None:
     """Its time is over, and nothing can be done about it: a warning, while it goes on."""
-    text = f"is past its timeout of {timeout:g} s; a thread can't be stopped, so it keeps its worker until it returns"
+    text = f"is past its timeout of {spoken(timeout)}; a thread can't be stopped, so it keeps its worker until it returns"
     _log(logging.WARNING, job, text, fields(job, session))
 
 
@@ -59,16 +76,16 @@ def log_end(
         return
     ended = type(outcome).__name__.lower()
     extra = fields(job, session) | {"outcome": ended, "duration": round(duration, 6)}
-    level, text = logging.INFO, f"{ended} after {duration:.3g} s"
+    level, text = logging.INFO, f"{ended} after {spoken(duration)}"
     if isinstance(outcome, Completed):
-        level, text = logging.DEBUG, f"completed in {duration:.3g} s"
+        level, text = logging.DEBUG, f"completed in {spoken(duration)}"
     elif isinstance(transition, Bury):
         level, text = logging.ERROR, f"is dead: {transition.reason}"
     elif isinstance(transition, Retry):
         last_line = transition.error.strip().rpartition("\n")[2]
         level, text = (
             logging.WARNING,
-            f"failed, next attempt in {transition.delay:.3g} s: {last_line}",
+            f"failed, next attempt in {spoken(transition.delay)}: {last_line}",
         )
         extra["retry_in"] = transition.delay
     if isinstance(outcome, Failed):

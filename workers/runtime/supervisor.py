@@ -216,7 +216,8 @@ class Supervisor:
         session = self.ledger.session
         self.completer.made_way(session, released.superseded)
         more = f", which gave back {released.count} jobs" if released.count else ""
-        logger.info("runner stopped: session %d%s", session, more, extra={"session": session})
+        if session:  # else it has never run
+            logger.info("runner stopped: session %d%s", session, more, extra={"session": session})
 
     async def _work(self) -> None:
         """Claim and run until shutdown, then let the workers finish."""
