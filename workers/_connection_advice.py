@@ -5,8 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Any
 
-from .errors import InvalidJobError
-from .storage.messages import RIGHTS
+from .errors import RIGHTS, InvalidJobError
 
 __all__ = ["add_advice", "advice_on"]
 

@@ -114,3 +114,11 @@ class Snooze(Exception):  # noqa: N818 - control flow, not an error
             )
         super().__init__(f"snoozed for {seconds:g} s")
         self.seconds = float(seconds)
+
+
+#: What to do where the database says that its user may not.
+RIGHTS = (
+    "GRANT the user the role for what it does: workers_enqueue to enqueue, workers_worker to run jobs, workers_readonly to "
+    "look, workers_migrator to migrate, or those with the prefix that was given to `workers migrate --roles`; see "
+    "docs/security.md"
+)

@@ -10,7 +10,6 @@ from ..job import ClaimedJob
 from ..lifecycle import Release, Retry, Transition, Wait
 
 __all__ = [
-    "RIGHTS",
     "SUSPICION",
     "Capabilities",
     "ClaimRequest",
@@ -165,11 +164,3 @@ class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     dead: int = 0
     archived: int = 0
     oldest: float = 0.0
-
-
-#: What to do where the database says that its user may not.
-RIGHTS = (
-    "GRANT the user the role for what it does: workers_enqueue to enqueue, workers_worker to run jobs, workers_readonly to "
-    "look, workers_migrator to migrate, or those with the prefix that was given to `workers migrate --roles`; see "
-    "docs/security.md"
-)

@@ -11,8 +11,7 @@ import psycopg
 from psycopg import errors
 from psycopg.rows import tuple_row
 
-from ...errors import StorageRejectedError, StorageUnavailableError
-from ..messages import RIGHTS
+from ...errors import RIGHTS, StorageRejectedError, StorageUnavailableError
 from .fitting import Fitted, Fitting, fetch_on
 from .lender import Lender
 
