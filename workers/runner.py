@@ -7,7 +7,7 @@ import difflib
 import logging
 import signal
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
@@ -80,14 +80,6 @@ class Runner(Generic[ContextT]):
     def __repr__(self) -> str:
         names = ", ".join(job_type.name for job_type in self._registry) or "no job types"
         return f"<Runner {self._config.name}: {names}>"
-
-    if not TYPE_CHECKING:  # checkers know that it is no context manager
-
-        async def __aenter__(self):
-            raise TypeError("a Runner is no context manager: use `async with runner.start()`")
-
-        async def __aexit__(self, *_):
-            """Never called; without it Python would not ask `__aenter__`."""
 
     def register_job_type(self, job_class: type[BackgroundJob[ContextT]]) -> Self:
         """Run jobs of this class; its queue is worked from now on.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pytest
 
@@ -63,12 +62,3 @@ async def test_a_queue_that_no_type_declares_is_named_at_the_start(
     told = [(r.levelname, r.getMessage()) for r in caplog.records if "declares" in r.getMessage()]
     text = f"queue '{name}' is worked, but no registered type declares it; jobs reach it only by enqueue(queue=...)"
     assert told == [(level, text + hint)]
-
-
-async def test_a_runner_that_is_entered_says_what_to_enter() -> None:
-    runner: Any = Runner(MemoryStorage(), None).register_job_type(Plain)
-    with pytest.raises(TypeError, match=r"use `async with runner\.start\(\)`"):
-        async with runner:
-            pytest.fail("it was not started")
-    async with runner.start() as handle:
-        assert handle.session

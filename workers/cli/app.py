@@ -91,8 +91,6 @@ async def make_runner(
         made = target(**arguments)
         if inspect.isawaitable(made):
             made = await made
-        if isinstance(made, Runner):
-            return made
         if isinstance(made, AbstractAsyncContextManager):
             made = await stack.enter_async_context(made)
         elif isinstance(made, AbstractContextManager):
