@@ -46,6 +46,7 @@ _BURY_CLAIMS, _LOCK_DEAD, _REMOVE = map(
 _OPEN, _RETAKE, _CLAIMS = map(statement, ("open_session", "retake_session", "session_claims"))
 _LOCK_SESSION, _END, _END_CLAIMS = map(statement, ("lock_session", "end_session", "end_claims"))
 _HELD_IDS, _WAIT, _WAIT_DEDUPLICATED = map(statement, ("held_ids", "wait", "wait_deduplicated"))
+_LOCKED = statement("locked_session")
 
 
 class PostgresControl:
@@ -80,7 +81,7 @@ class PostgresControl:
                 name=name,
                 lease=lease,
                 queues=list(queues),
-                lease_only=self._link.pooled,
+                lease_only=self._lease_only,
             )
         if self._link.pooled:
             logger.warning(_POOLED, lease)
@@ -91,14 +92,19 @@ class PostgresControl:
         with translated():
             self._reconnect(lease)
             self._locked = self._link.lock(self._session)
-            return bool(self._fetch(_RETAKE, session=self._session, lease=lease))
+            return bool(
+                self._fetch(
+                    _RETAKE, session=self._session, lease=lease, lease_only=self._lease_only
+                )
+            )
 
     def maintain(self, request: MaintenanceRequest, *, probe: str | None = None) -> Maintenance:
         """One statement; see queries/maintain.sql."""
         now = self._clock()
         with translated():
-            if not self._locked:
-                self._locked = self._link.lock(self._session)
+            if not self._locked and self._link.lock(self._session):
+                self._fetch(_LOCKED, session=self._session)
+                self._locked = True
             rows = self._fetch(
                 _MAINTAIN,
                 session=self._session,
@@ -202,6 +208,11 @@ class PostgresControl:
     def abandon(self) -> None:
         """Disconnect without a word."""
         self._link.abandon()
+
+    @property
+    def _lease_only(self) -> bool:
+        """A lock that is with somebody else says nothing of this session, nor does the moment it is let go."""
+        return self._link.pooled or not self._locked
 
     def _give_back(self, rows: Sequence[tuple[Any, ...]]) -> Settled:
         """Release (id, token, deduplicated) rows."""
