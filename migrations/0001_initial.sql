@@ -65,8 +65,8 @@ CREATE UNIQUE INDEX background_jobs_dedup ON background_jobs (dedup_key) WHERE d
 
 -- ------------------------------------------------------------------------------------------------------ who is working
 -- One row per running Runner. `id` is never used twice. While it lives, the runner's control connection holds the advisory
--- lock (workers_lock_class(), id). `suspect_since`: a sweep found that lock free. `lease_only`: its connection goes through a
--- pooler, where it can hold no lock.
+-- lock (workers_lock_class(), id). `suspect_since`: a sweep found that lock free. `lease_only`: it has no lock for now: its
+-- connection goes through a pooler, or somebody else holds it.
 CREATE SEQUENCE worker_sessions_id_seq AS integer NO CYCLE;
 
 CREATE TABLE worker_sessions (

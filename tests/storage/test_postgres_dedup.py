@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import anyio
@@ -10,9 +11,11 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.storage.engines import Engine, PostgresEngine, Runner, ids, mail
+from tests.storage.engines import Engine, PostgresEngine, Runner, guards, ids, mail
+from workers.job import ClaimedJob
 from workers.lifecycle import Release, Retry
 from workers.storage.base import Settled
+from workers.storage.postgres import apart
 
 SAME = "SELECT workers_enqueue('mail', %s, 'default', deduplicated => true)"
 
@@ -122,6 +125,22 @@ async def test_batches_that_share_keys_do_not_deadlock(
     assert len(await postgres.runner().take(2000)) == rounds * keys
 
 
+async def rescued(runner: Runner, other: Runner, jobs: list[ClaimedJob]) -> int:
+    await other.crash()
+    return sum(dead.jobs for dead in runner.bury())
+
+
+async def released(runner: Runner, other: Runner, jobs: list[ClaimedJob]) -> int:
+    return other.control.release(guards(jobs)).count
+
+
+async def closed(runner: Runner, other: Runner, jobs: list[ClaimedJob]) -> int:
+    return other.control.close().count
+
+
+Going = Callable[[Runner, Runner, list[ClaimedJob]], Awaitable[int]]
+
+
 @pytest.mark.parametrize("together", [1, 3])
 async def test_a_give_back_does_not_wait_for_long(
     postgres: PostgresEngine, aconn: psycopg.AsyncConnection, together: int
@@ -139,6 +158,41 @@ async def test_a_give_back_does_not_wait_for_long(
     assert len(await other.take()) == together - 1
     assert len(await other.take(suspects=1)) == 1
     assert await other.take(suspects=5) == []
+
+
+@pytest.mark.parametrize("going", [rescued, released, closed])
+async def test_many_that_have_to_wait_keep_no_other(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection, going: Going
+) -> None:
+    """Rule 26: however many a transaction has enqueued again, and though they are the first."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in range(70)])
+    jobs = await other.take()
+    async with aconn.transaction(force_rollback=True):
+        for number in range(60):
+            assert await produce(aconn, number) is not None
+        assert await going(runner, other, jobs) == 10
+    if going is not closed:
+        assert await going(runner, other, jobs[:60]) == 60
+
+
+@pytest.mark.parametrize("going", [rescued, released])
+async def test_those_among_many_that_have_to_wait_have_their_turn(
+    postgres: PostgresEngine,
+    aconn: psycopg.AsyncConnection,
+    monkeypatch: pytest.MonkeyPatch,
+    going: Going,
+) -> None:
+    """Rule 26: one pass has no time for all; the next one begins with those that it did not get to."""
+    monkeypatch.setattr(apart, "_MAX_BLOCKED", 3)
+    runner, other = postgres.runner(), postgres.runner("other")
+    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in range(12)])
+    jobs = await other.take()
+    async with aconn.transaction(force_rollback=True):
+        for number in range(0, 12, 2):
+            assert await produce(aconn, number) is not None
+        assert sum([await going(runner, other, jobs) for _ in range(6)]) == 6
+    assert await going(runner, other, jobs) == 6
 
 
 async def test_identical_jobs_after_a_release(engine: Engine, runner: Runner) -> None:

@@ -23,6 +23,7 @@ from workers.storage.postgres import checkout
 from workers.storage.postgres.claiming import THOROUGH
 
 JOB = b"SELECT FROM background_jobs WHERE id = %s FOR UPDATE"
+LOCK = "workers_lock_class(), %s::integer"
 SESSION = b"SELECT FROM worker_sessions WHERE id = %s FOR UPDATE"
 
 
@@ -261,6 +262,61 @@ async def test_a_lock_that_could_not_be_had_is_tried_for_again(postgres: Postgre
     runner.maintain()
     held = postgres.conn.execute(f"SELECT pg_try_advisory_lock{lock}".encode(), [runner.session])
     assert held.fetchone() == (False,)
+
+
+async def without_lock(postgres: PostgresEngine, *, anew: bool) -> Runner:
+    """A runner whose lock the test holds, since it began or since its link broke."""
+    if anew:
+        ((last,),) = postgres.conn.execute("SELECT nextval('worker_sessions_id_seq')")
+        postgres.conn.execute(f"SELECT pg_advisory_lock({LOCK})", [last + 1])
+        return postgres.runner()
+    runner = postgres.runner()
+    await runner.crash()
+    postgres.conn.execute(f"SELECT pg_advisory_lock({LOCK})", [runner.session])
+    assert runner.control.recover(15)
+    return runner
+
+
+@pytest.mark.parametrize("anew", [False, True])
+async def test_who_lets_go_of_the_lock_of_another_kills_nobody(
+    postgres: PostgresEngine, anew: bool
+) -> None:
+    """Rules 18 and 19: a session that could not have its lock is judged by its lease, until it has it."""
+    other, runner = postgres.runner("other"), await without_lock(postgres, anew=anew)
+    postgres.now += 5
+    other.maintain()
+    postgres.conn.execute(f"SELECT pg_advisory_unlock({LOCK})", [runner.session])
+    assert other.bury() == []  # two sweeps between two ticks of the owner
+    assert runner.maintain().alive
+    await runner.crash()
+    other.bury()
+    assert postgres.sessions() == {other.session}, "its lock speaks for it again"
+
+
+async def test_a_lock_that_comes_late_ends_an_old_suspicion(postgres: PostgresEngine) -> None:
+    """Rule 19: a sweep that began before the link came back may have marked it since."""
+    other, runner = postgres.runner("other"), await without_lock(postgres, anew=False)
+    mark = "UPDATE worker_sessions SET suspect_since = now() - interval '1 minute' WHERE id = %s"
+    postgres.conn.execute(mark, [runner.session])
+    postgres.conn.execute(f"SELECT pg_advisory_unlock({LOCK})", [runner.session])
+    assert runner.maintain().alive
+    await runner.crash()
+    other.maintain()
+    assert runner.session in postgres.sessions()
+    assert runner.control.recover(15)
+
+
+async def test_the_lease_of_who_has_no_lock_still_runs_out(postgres: PostgresEngine) -> None:
+    """Rule 18: whoever holds the lock of a runner that was killed keeps its jobs for a lease, and no longer."""
+    other, runner = postgres.runner("other"), await without_lock(postgres, anew=False)
+    await postgres.storage.enqueue(mails(1))
+    await runner.take()
+    runner.control.abandon()
+    for _ in range(2):
+        postgres.advance(8)
+        other.maintain()
+    [dead] = other.control.rescue()
+    assert (dead.session, dead.jobs) == (runner.session, 1)
 
 
 async def test_first_the_lock_then_the_row(postgres: PostgresEngine) -> None:

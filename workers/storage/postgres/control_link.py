@@ -74,7 +74,8 @@ class ControlLink:
     def lock(self, session: int) -> bool:
         """Try to take the session's lock; True also where there is none to be had.
 
-        It may still be with our own last backend, which the server has not given up on yet.
+        It may still be with our own last backend, which the server has not given up on yet, or with any other user of the
+        database.
         """
         if self.pooled:
             return True

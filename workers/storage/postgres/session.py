@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
-import psycopg
 
 from ... import failpoints
 from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
+from .apart import Apart
 from .checkout import translated
 from .control_link import ControlLink
 from .literals import number_array
@@ -36,8 +35,6 @@ _LEAST_PATIENCE = 5.0
 
 #: After an outage the owners of other sessions get this long, or a lease, to come back before anyone judges them.
 _RECONNECT_SECONDS = 5.0
-#: The lease is waiting to be renewed: no more than this many waits of 50 ms in one go.
-_MAX_BLOCKED = 20
 
 _MAINTAIN = statement("maintain")
 _RESCUE, _RESCUE_DEDUPLICATED, _LOST = map(
@@ -49,9 +46,7 @@ _BURY_CLAIMS, _LOCK_DEAD, _REMOVE = map(
 _OPEN, _RETAKE, _CLAIMS = map(statement, ("open_session", "retake_session", "session_claims"))
 _LOCK_SESSION, _END, _END_CLAIMS = map(statement, ("lock_session", "end_session", "end_claims"))
 _HELD_IDS, _WAIT, _WAIT_DEDUPLICATED = map(statement, ("held_ids", "wait", "wait_deduplicated"))
-
-
-_Step = Callable[[], list[tuple[Any, ...]]]
+_LOCKED = statement("locked_session")
 
 
 class PostgresControl:
@@ -71,6 +66,7 @@ class PostgresControl:
         # when this connection may judge others by their locks, and by their leases
         self._judge_locks_at = self._judge_leases_at = 0.0
         self._strays = Strays(clock)
+        self._rescues, self._releases = Apart(link), Apart(link)
 
     def open(self, name: str, lease: float, queues: Collection[str] = ()) -> int:
         """Connect and register: first the lock, then the row."""
@@ -85,7 +81,7 @@ class PostgresControl:
                 name=name,
                 lease=lease,
                 queues=list(queues),
-                lease_only=self._link.pooled,
+                lease_only=self._lease_only,
             )
         if self._link.pooled:
             logger.warning(_POOLED, lease)
@@ -96,14 +92,19 @@ class PostgresControl:
         with translated():
             self._reconnect(lease)
             self._locked = self._link.lock(self._session)
-            return bool(self._fetch(_RETAKE, session=self._session, lease=lease))
+            return bool(
+                self._fetch(
+                    _RETAKE, session=self._session, lease=lease, lease_only=self._lease_only
+                )
+            )
 
     def maintain(self, request: MaintenanceRequest, *, probe: str | None = None) -> Maintenance:
         """One statement; see queries/maintain.sql."""
         now = self._clock()
         with translated():
-            if not self._locked:
-                self._locked = self._link.lock(self._session)
+            if not self._locked and self._link.lock(self._session):
+                self._fetch(_LOCKED, session=self._session)
+                self._locked = True
             rows = self._fetch(
                 _MAINTAIN,
                 session=self._session,
@@ -139,12 +140,11 @@ class PostgresControl:
             failpoints.hit("rescue")
             rows = self._fetch(_RESCUE)
             failpoints.hit("rescued")
-            rows += self._apart(
-                lambda: self._fetch(_RESCUE_DEDUPLICATED, only=None),
-                lambda: [
-                    partial(self._fetch, _RESCUE_DEDUPLICATED, only=only)
-                    for (only,) in self._fetch(_LOST)
-                ],
+            rows += self._rescues.give_back(
+                lambda only: self._fetch(
+                    _RESCUE_DEDUPLICATED, only=None if only is None else number_array(only)
+                ),
+                lambda: [job_id for (job_id,) in self._fetch(_LOST)],
             )
             self._fetch(_BURY_CLAIMS)
             failpoints.hit("rescued all")
@@ -209,15 +209,23 @@ class PostgresControl:
         """Disconnect without a word."""
         self._link.abandon()
 
+    @property
+    def _lease_only(self) -> bool:
+        """A lock that is with somebody else says nothing of this session, nor does the moment it is let go."""
+        return self._link.pooled or not self._locked
+
     def _give_back(self, rows: Sequence[tuple[Any, ...]]) -> Settled:
         """Release (id, token, deduplicated) rows."""
         ordinary = [row for row in rows if not row[2]]
-        deduplicated = [row for row in rows if row[2]]
+        deduplicated = {row[0]: row for row in rows if row[2]}
         released = self._write(_WAIT, ordinary) if ordinary else []
         if deduplicated:
-            released += self._apart(
-                partial(self._write, _WAIT_DEDUPLICATED, deduplicated),
-                lambda: [partial(self._write, _WAIT_DEDUPLICATED, [row]) for row in deduplicated],
+            released += self._releases.give_back(
+                lambda only: self._write(
+                    _WAIT_DEDUPLICATED,
+                    [deduplicated[job_id] for job_id in (only or deduplicated)],
+                ),
+                lambda: deduplicated,
             )
         return settled(released)
 
@@ -231,28 +239,6 @@ class PostgresControl:
             errors=[None] * len(rows),
             counted=[False] * len(rows),
         )
-
-    def _apart(
-        self, together: _Step, parts: Callable[[], Sequence[_Step]]
-    ) -> list[tuple[Any, ...]]:
-        """All together; or each part alone, leaving out those that have to wait for a transaction that is just enqueueing
-        the same job: it must not keep the others."""
-        try:
-            with self._link.transaction(lock_timeout="250ms"):
-                return together()
-        except psycopg.errors.LockNotAvailable:
-            pass
-        rows: list[tuple[Any, ...]] = []
-        blocked = 0
-        for part in parts():
-            try:
-                with self._link.transaction(lock_timeout="50ms"):
-                    rows += part()
-            except psycopg.errors.LockNotAvailable:
-                blocked += 1
-                if blocked == _MAX_BLOCKED:
-                    break
-        return rows
 
     def _reconnect(self, lease: float = _RECONNECT_SECONDS) -> None:
         self._locked = False

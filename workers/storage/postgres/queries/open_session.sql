@@ -1,3 +1,3 @@
--- The row comes after the lock: a row without a lock is a death, unless its session can hold none.
+-- The row comes after the lock: a row without a lock is a death, unless its session has none.
 INSERT INTO worker_sessions (id, name, queues, lease_only, lease_until)
 VALUES (%(session)s, %(name)s, %(queues)s::text[], %(lease_only)s, now() + %(lease)s * interval '1 second')

@@ -1,4 +1,4 @@
--- The same for deduplicated jobs: taken out and put back, or superseded. See wait_deduplicated.sql. `only`: this job alone.
+-- The same for deduplicated jobs: taken out and put back, or superseded. See wait_deduplicated.sql. `only`: these jobs alone.
 -- A crash is the work's, not the row's: the identical job that stays takes over the count, or a job that kills its process
 -- and is enqueued again while it runs would never be found. (Not one that a producer's transaction holds: that would wait.)
 WITH claim AS MATERIALIZED (
@@ -10,7 +10,8 @@ WITH claim AS MATERIALIZED (
     FROM claim
     JOIN background_jobs AS job
         ON job.id = claim.id AND job.session_id = claim.session_id AND job.claim_token = claim.token
-    WHERE job.id = ANY(ARRAY(SELECT id FROM claim)) AND job.deduplicated AND (%(only)s::bigint IS NULL OR job.id = %(only)s)
+    WHERE job.id = ANY(ARRAY(SELECT id FROM claim)) AND job.deduplicated
+        AND (%(only)s::bigint[] IS NULL OR job.id = ANY(%(only)s::bigint[]))
     ORDER BY job.id
     FOR UPDATE OF job SKIP LOCKED
 ), gone AS (

@@ -1,0 +1,80 @@
+"""Deduplicated jobs that go back, while open transactions are just enqueueing identical ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import Any
+
+import psycopg
+
+from .control_link import ControlLink
+
+__all__ = ["Apart"]
+
+_Rows = list[tuple[Any, ...]]
+
+#: The lease is waiting to be renewed: no more than this many waits of 10 ms in one go.
+_MAX_BLOCKED = 100
+
+
+class Apart:
+    """All together; or in groups, leaving out the jobs that have to wait: they must not keep the others.
+
+    A group that is held up is halved. The largest and the smallest take turns: many that wait are passed by at once where
+    they lie together, and one by one where they don't. A pass goes on where the last one ran out of time, so that in the end
+    each job is tried, whatever is in front of it.
+    """
+
+    def __init__(self, link: ControlLink) -> None:
+        self._link = link
+        self._groups: deque[list[int]] = deque()  # the largest first
+        self._waiting: set[int] = set()
+
+    def give_back(
+        self, step: Callable[[Collection[int] | None], _Rows], ids: Callable[[], Iterable[int]]
+    ) -> _Rows:
+        """The rows of `step`, which gives back those jobs of `ids`, or all."""
+        rows = self._try(lambda: step(None), "250ms")
+        if rows is None:
+            return self._one_pass(step, set(ids()))
+        self._forget()
+        return rows
+
+    def _one_pass(self, step: Callable[[Collection[int]], _Rows], ids: set[int]) -> _Rows:
+        rows: _Rows = []
+        blocked = 0
+        groups = self._groups = self._still(ids)
+        while groups and blocked < _MAX_BLOCKED:
+            group = groups.pop() if blocked % 2 else groups.popleft()
+            some = self._try(partial(step, group), "10ms")
+            if some is not None:
+                rows += some
+                continue
+            blocked += 1
+            if len(group) > 1:
+                half = len(group) // 2
+                groups += group[:half], group[half:]
+            else:
+                self._waiting.update(group)
+        if not groups:  # everything was tried; transactions may have ended since
+            self._forget()
+        return rows
+
+    def _still(self, ids: set[int]) -> deque[list[int]]:
+        """What is new, and the groups of the last pass as far as they are still there."""
+        known = [[job_id for job_id in group if job_id in ids] for group in self._groups]
+        new = ids.difference(self._waiting, *known)
+        return deque(group for group in [sorted(new), *known] if group)
+
+    def _try(self, step: Callable[[], _Rows], lock_timeout: str) -> _Rows | None:
+        try:
+            with self._link.transaction(lock_timeout=lock_timeout):
+                return step()
+        except psycopg.errors.LockNotAvailable:
+            return None
+
+    def _forget(self) -> None:
+        self._groups.clear()
+        self._waiting.clear()
