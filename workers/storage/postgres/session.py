@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ import msgspec
 import psycopg
 
 from ... import failpoints
+from ...log_aside import aside as logger
 from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
 from .checkout import translated
 from .control_link import ControlLink
@@ -22,8 +22,6 @@ from .strays import Strays
 from .watch import LinkWatch
 
 __all__ = ["PostgresControl"]
-
-logger = logging.getLogger("workers")
 
 _POOLED = (
     "the database is reached through a pooler, such as PgBouncer: new jobs are found by polling only, and those of a runner "
