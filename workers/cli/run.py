@@ -120,7 +120,7 @@ def run(
         show_tracebacks(context, True)
     if processes is not None:
         logs.configure(log_level, log_format)
-        context.exit(asyncio.run(Processes(processes, _repeated(context)).run()))
+        _leave(asyncio.run(Processes(processes, _repeated(context)).run()))
     if log_level or log_format:
         logs.configure(log_level, log_format)
     loop_factory = _uvloop() if uvloop else None
