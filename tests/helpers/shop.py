@@ -47,6 +47,11 @@ class HoldsGil(BackgroundJob):
     async def run(self, ctx):
         ctypes.PyDLL(None).poll(None, 0, 600_000)
 
+class Floods(BackgroundJob):
+    async def run(self, ctx):
+        while True:
+            logging.getLogger("shop").info("more than a pipe holds " * 10_000)
+
 class EndsLoop(BackgroundJob):
     how: str
     async def run(self, ctx):
@@ -74,7 +79,7 @@ class Logs(BackgroundJob):
 def runner(database_url):
     crew.LAST_SECONDS = 0.1  # patience with a thread that never ends
     made = Runner(database_url, None, loop_stall_limit=0.5)
-    for job_class in (Asks, Waits, WaitsInThread, Blocks, HoldsGil):
+    for job_class in (Asks, Waits, WaitsInThread, Blocks, HoldsGil, Floods):
         made.register_job_type(job_class)
     return made
 
@@ -90,6 +95,10 @@ async def until_empty(database_url):
 async def own_logging(database_url):
     logging.basicConfig(format="MINE %(message)s", level="INFO")
     return Runner(database_url, None).register_job_type(Logs).shutdown_when_queue_empty()
+
+async def silent(database_url):
+    logging.basicConfig(handlers=[logging.NullHandler()])
+    return Runner(database_url, None).register_job_type(Logs)
 
 async def without_jobs():
     return Runner("postgresql://shop:hunter2@db.invalid/shop", None)
@@ -134,6 +143,9 @@ class Blocks(Asks): ...
 
 
 class HoldsGil(Asks): ...
+
+
+class Floods(Asks): ...
 
 
 class EndsLoop(Asks):
@@ -205,14 +217,20 @@ class Shop:
                 del sys.modules[name]
         return Ended(result.exit_code, result.stdout, result.stderr)
 
-    def run(self, database_url: str, *args: str) -> Process:
+    def run(
+        self,
+        database_url: str,
+        *args: str,
+        app: str = "shop:runner",
+        stderr: int = subprocess.STDOUT,
+    ) -> Process:
         process = Process(
-            [sys.executable, "-m", "workers", "run", "--app", "shop:runner", *args],
+            [sys.executable, "-m", "workers", "run", "--app", app, *args],
             cwd=self.directory,
             env=self.environment | {"DATABASE_URL": database_url},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
         self.processes.append(process)

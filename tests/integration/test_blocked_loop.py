@@ -17,6 +17,9 @@ from workers.runtime import loop_watch
 ROWS = "SELECT count(*), sum(retries), sum(crashes) FROM background_jobs"
 
 
+LEASE_UNTIL = "SELECT lease_until FROM worker_sessions"
+
+
 class Block(BackgroundJob[World]):
     async def run(self, ctx: World) -> None:
         ctx.signal("blocks")
@@ -106,3 +109,63 @@ async def test_a_job_that_blocks_the_loop(
     assert f"Running: {job_id} (block)" in caplog.text
     assert "wait_in_thread" in caplog.text
     assert "the handler of a stalled event loop failed" in caplog.text
+
+
+class Chat(BackgroundJob[World]):
+    async def run(self, ctx: World) -> None:
+        logging.getLogger("workers.chat").error("hello")
+        ctx.note("done")
+
+
+class Hangs(logging.Handler):
+    """Like one that writes to a pipe which nobody reads."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.world.signal("blocks")
+        self.world.wait_in_thread("may end")
+        self.world.note(record.getMessage().partition(";")[0])
+
+
+async def test_a_log_handler_that_blocks_the_loop(
+    database_url: str, conn: psycopg.Connection
+) -> None:
+    """It holds its lock, and whoever else logs waits for that, but not the thread that keeps the lease."""
+    world = World()
+    handler = Hangs(world)
+    handler.setLevel(logging.ERROR)
+
+    async def main() -> None:
+        runner = make_runner(database_url, Chat, context=world, lease=1, loop_stall_limit=0.5)
+        async with runner.start(on_stall=lambda *_: world.signal("stalled")) as handle:
+            await world.wait("over")
+            handle.shutdown()
+
+    Chat().enqueue(conn)
+    logging.getLogger("workers").addHandler(handler)
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    try:
+        thread.start()
+        await world.wait("blocks")
+        await world.wait("stalled")
+        for _ in range(3):  # housekeeping goes on
+            until = conn.execute(LEASE_UNTIL).fetchone()
+            assert until is not None
+            await eventually(
+                conn, f"SELECT alive AND lease_until > '{until[0]}' FROM worker_sessions", [(True,)]
+            )
+        assert conn.execute(ROWS).fetchone() == (1, 0, 0)
+        assert world.seen == []
+        world.signal("may end")
+        await eventually(conn, ROWS, [(0, None, None)])
+        world.signal("over")
+        await asyncio.to_thread(thread.join, PATIENCE)
+    finally:
+        world.signal("may end")
+        logging.getLogger("workers").removeHandler(handler)
+    assert not thread.is_alive()
+    assert world.seen[0] == "hello"
+    assert any(said.startswith("the event loop has not run for") for said in world.seen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.helpers.running import eventually
+from tests.helpers.running import PATIENCE, eventually
 from tests.helpers.shop import Asks, Logs, Shop, Waits, opened_shop
 
 SESSIONS = "SELECT count(*) FROM worker_sessions WHERE alive"
@@ -85,6 +87,31 @@ async def test_children_outlive_a_killed_parent_only_to_finish(
     parent.wait_for("runner stopped")
     await eventually(conn, "SELECT count(*) FROM background_jobs", [(0,)])
     await eventually(conn, "SELECT count(*) FROM worker_sessions", [(0,)])
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[int]:
+    """An end to write to; nobody reads at the other one."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    yield writer
+    os.close(reader)
+    os.close(writer)
+
+
+async def test_parent_whose_log_nobody_reads_passes_signals_on_and_ends(
+    shop: Shop, database_url: str, conn: psycopg.Connection, full_pipe: int
+) -> None:
+    """Its children say nothing here."""
+    parent = shop.run(database_url, "--processes", "2", app="shop:silent", stderr=full_pipe)
+    await eventually(conn, SESSIONS, [(2,)])
+    parent.send_signal(signal.SIGTERM)
+    await eventually(conn, "SELECT count(*) FROM worker_sessions", [(0,)])
+    assert await asyncio.to_thread(parent.wait, PATIENCE) == 0
 
 
 def test_what_can_not_start_is_not_tried_for_ever(shop: Shop, raw_database_url: str) -> None:

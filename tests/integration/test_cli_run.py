@@ -13,10 +13,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.helpers.running import PATIENCE
 from tests.helpers.shop import (
     Asks,
     Blocks,
     EndsLoop,
+    Floods,
     HoldsGil,
     LeavesBehind,
     Logs,
@@ -100,6 +102,14 @@ def test_loop_that_stalls_ends_the_process(
     assert f"{job_id} (blocks)" in output
     assert "time.sleep(600)" in output
     assert "Fatal" not in output
+
+
+def test_loop_that_stalls_in_a_log_that_nobody_reads_ends_the_process(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """What says so waits for the same handler."""
+    Floods().enqueue(conn)
+    assert shop.run(database_url).wait(PATIENCE) == 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no watchdog elsewhere")

@@ -35,6 +35,7 @@ LAYERS = {
     "dsn": PORTS,
     "storage": PORTS,
     "telemetry": PORTS,
+    "log_aside": PORTS,
     "background_job": API,
     "declaration": API,
     "job_type": API,

@@ -31,7 +31,7 @@ def run(fault: str, signals: tuple[int, ...] = ()) -> subprocess.CompletedProces
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         if signals:
-            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             time.sleep(_SECONDS * 3)  # this is the fault
         for number in signals:
             os.kill(process.pid, number)
@@ -54,3 +54,17 @@ def test_after_ctrl_z_it_goes_on_watching() -> None:
     fault = "os.kill(os.getpid(), signal.SIGTSTP); ctypes.PyDLL(None).poll(None, 0, 600_000)"
     ended = run(fault, (signal.SIGCONT,))
     assert (ended.returncode, ended.stdout) == (1, "")
+
+
+def test_a_second_ctrl_z_in_the_middle_of_the_first() -> None:
+    """Python runs the handler while it runs."""
+    fault = (
+        "signal.alarm(10);"  # ends what hangs
+        " cancel = watchdog.faulthandler.cancel_dump_traceback_later;"
+        " again = iter([signal.SIGTSTP]);"
+        " watchdog.faulthandler.cancel_dump_traceback_later ="
+        " lambda: (cancel(), [os.kill(os.getpid(), number) for number in again]);"
+        " os.kill(os.getpid(), signal.SIGTSTP)"
+    )
+    ended = run(fault, (signal.SIGCONT,))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "goes on\n", "")

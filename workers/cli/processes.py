@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -20,11 +19,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from ..log_aside import aside as logger
 from ..telemetry import SessionStarted, subscribe
 
 __all__ = ["Processes", "watched_by_parent"]
-
-logger = logging.getLogger("workers")
 
 #: Where a child finds its end of the socket.
 _VARIABLE = "WORKERS_PARENT_FD"
@@ -63,8 +61,8 @@ class Processes:
         return max(self._codes)
 
     def _pass_on(self, number: signal.Signals) -> None:
-        logger.info("%s: passed on to %d processes", number.name, len(self._children))
         self._stop(number)
+        logger.info("%s: passed on to %d processes", number.name, len(self._children))
 
     def _stop(self, number: signal.Signals) -> None:
         self._stopping.set()

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from .. import sentry
+from ..log_aside import aside
 from ..runner import Runner
 from . import logs
 from .app import load, make_runner, takes_database_url
@@ -26,8 +27,6 @@ from .tally import Tally
 from .watchdog import watchdog
 
 __all__ = ["JOBS_LEFT", "LOOP_ENDED", "LOOP_STALLED", "run"]
-
-logger = logging.getLogger("workers")
 
 #: Exit codes beyond 0, 1 and click's 2.
 JOBS_LEFT = 3
@@ -121,7 +120,7 @@ def run(
         show_tracebacks(context, True)
     if processes is not None:
         logs.configure(log_level, log_format)
-        context.exit(asyncio.run(Processes(processes, _repeated(context)).run()))
+        _leave(asyncio.run(Processes(processes, _repeated(context)).run()))
     if log_level or log_format:
         logs.configure(log_level, log_format)
     loop_factory = _uvloop() if uvloop else None
@@ -135,7 +134,7 @@ def run(
             if (
                 service.is_running
             ):  # nobody has told it to end: `sys.exit` in a callback, or `loop.stop`
-                logger.critical("a job ended the event loop, so the process ends: %r", error)
+                aside.critical("a job ended the event loop, so the process ends: %r", error)
                 _leave(LOOP_ENDED)
             raise
 
@@ -180,7 +179,7 @@ def _leave_in_any_case() -> None:
         if not thread.daemon and thread is not threading.main_thread()
     ]
     what = f"threads: {', '.join(threads)}" if threads else "a task that does not end"
-    logger.warning("the process ends without what jobs have left behind: %s", what)
+    aside.warning("the process ends without what jobs have left behind: %s", what)
     _leave(0)
 
 

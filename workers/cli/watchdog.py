@@ -48,6 +48,7 @@ class _Watchdog:
         self._file = file
         self._over = threading.Event()
         self._arming = threading.Lock()
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="workers-watchdog", daemon=True)
         self.start = self._thread.start
 
@@ -57,10 +58,16 @@ class _Watchdog:
 
     def stop_process(self, number: int, frame: FrameType | None) -> None:
         """What Ctrl-Z does."""
-        with self._arming:
-            faulthandler.cancel_dump_traceback_later()
-            os.kill(os.getpid(), signal.SIGSTOP)
-            self._arm()
+        if self._stopping:  # this handler has interrupted itself, and would wait for its own lock
+            return
+        self._stopping = True
+        try:
+            with self._arming:
+                faulthandler.cancel_dump_traceback_later()
+                os.kill(os.getpid(), signal.SIGSTOP)
+                self._arm()
+        finally:
+            self._stopping = False
 
     def _run(self) -> None:
         while not self._over.is_set():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from .. import telemetry
 from ..errors import StorageError
+from ..log_aside import aside
 from ..storage.base import DeadSession, Maintenance, Storage, Wake
 from .attempt import Fenced
 from .claimer import Claimer
@@ -182,7 +183,7 @@ class Reports:
         what = "the event loop has not run for %.0f s; a job blocks it"
         if everything:
             what = "no thread of this process has run for %.0f s; it was stopped or starved, or a job held the GIL"
-        logger.log(
+        aside.log(
             logging.CRITICAL if over else logging.WARNING,
             what + " (loop_stall_limit is %g s). Running: %s\n%s",
             seconds,
@@ -198,7 +199,7 @@ class Reports:
             try:
                 self._on_stall(seconds, stack)
             except Exception:  # it must not cost the runner its lease
-                logger.exception("the handler of a stalled event loop failed")
+                aside.exception("the handler of a stalled event loop failed")
 
     def _resume(self) -> None:
         self._gate.open()

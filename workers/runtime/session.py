@@ -1,7 +1,8 @@
 """The runner's session, kept alive by a thread of its own.
 
 A thread, because a job that blocks the event loop must not cost the runner its lease: the thread renews it, sweeps for dead
-sessions, stages due jobs, and watches the loop itself. It talks to the loop by callbacks only.
+sessions, stages due jobs, and watches the loop itself. It talks to the loop by callbacks only, and never waits for
+a log handler: the loop may be stuck in it.
 
 When its link breaks, claiming stops, and the thread takes the same lock under the same session again. While the session's
 row is alive every claim is kept: a restart of the server takes no running job away. Only when the session was reaped in the
@@ -11,7 +12,6 @@ meantime does the runner begin a new one, and the jobs of the old one are stoppe
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import threading
 import time
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from .. import failpoints
 from ..errors import StorageError, StorageUnavailableError
+from ..log_aside import aside as logger
 from ..storage.base import (
     SUSPICION,
     Control,
@@ -37,14 +38,14 @@ __all__ = ["SessionEvents", "SessionKeeper", "StallHandler"]
 #: Called on the session thread with the seconds and the stack of a loop that stands still.
 StallHandler = Callable[[float, str], None]
 
-logger = logging.getLogger("workers")
-
 TICK = 1.0
 _RETRY = 0.25
 #: How much of the lease is left, at least, when it has been maintained.
 LEFT = 0.66
 #: A deaf listener is looked for this often.
 PROBE_EVERY = 15.0
+#: Seconds, at the end, for what is still to be written to the log.
+_LAST_WORDS = 1.0
 _NOTHING = Settled(())
 
 
@@ -179,6 +180,7 @@ class SessionKeeper:
         finally:
             for future in self._waiting:
                 future.set_exception(StorageUnavailableError("the session has ended"))
+            logger.flush(_LAST_WORDS)
             self.ended.set_result(released)
 
     def _is_over(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 
 from ... import failpoints
+from ...log_aside import aside as logger
 from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
 from .apart import Apart
 from .checkout import translated
@@ -21,8 +21,6 @@ from .strays import Strays
 from .watch import LinkWatch
 
 __all__ = ["PostgresControl"]
-
-logger = logging.getLogger("workers")
 
 _POOLED = (
     "the database is reached through a pooler, such as PgBouncer: new jobs are found by polling only, and those of a runner "
