@@ -24,10 +24,12 @@ logger = logging.getLogger("workers")
 _RESET_SECONDS = 2.0
 #: How long a job waits for the connection of another one, where the server gives no more.
 _WAIT_SECONDS = 5.0
+#: What the server takes to notice that a connection is closed.
+_ROOM_SECONDS = 0.02
 
 
 class KeptLinks:
-    """Of both kinds; one can't stand in for the other. Usable from threads."""
+    """Of both kinds; one can't stand in for the other, but makes room for it. Usable from threads."""
 
     def __init__(
         self, connect: Callable[[], Link], connect_async: Callable[[], Awaitable[AsyncLink]]
@@ -55,6 +57,10 @@ class KeptLinks:
                     return await self._make_async()
                 except psycopg.OperationalError as error:
                     refusal = error
+                    if self._shelf.make_room():
+                        shelf.ask_again()
+                        await asyncio.sleep(_ROOM_SECONDS)
+                        continue
             left = deadline - time.monotonic()
             if left <= 0 or not shelf.in_use:
                 raise refusal
@@ -73,6 +79,10 @@ class KeptLinks:
                     return self._make()
                 except psycopg.OperationalError as error:
                     refusal = error
+                    if self._async_shelf.make_room():
+                        shelf.ask_again()
+                        time.sleep(_ROOM_SECONDS)
+                        continue
             left = deadline - time.monotonic()
             if left <= 0 or not shelf.in_use:
                 raise refusal
@@ -85,12 +95,14 @@ class KeptLinks:
         try:
             link = await self._connect_async()
             link.patience = SETUP_SECONDS
-            return Kept(link, await Baseline.of_async(link))
+            kept = Kept(link, await Baseline.of_async(link))
         except BaseException as error:
             if link is not None:
                 close(link)
             self._async_shelf.failed(error)
             raise
+        self._async_shelf.made()
+        return kept
 
     def _make(self) -> Kept[Link]:
         self._shelf.making()
@@ -98,12 +110,14 @@ class KeptLinks:
         try:
             link = self._connect()
             link.patience = SETUP_SECONDS
-            return Kept(link, Baseline.of(link))
+            kept = Kept(link, Baseline.of(link))
         except BaseException as error:
             if link is not None:
                 close(link)
             self._shelf.failed(error)
             raise
+        self._shelf.made()
+        return kept
 
     async def give_back_async(self, kept: Kept[AsyncLink], *, dirty: bool) -> None:
         """Keep the connection for the next job, if it is what it was before this one."""
@@ -119,7 +133,7 @@ class KeptLinks:
         except psycopg.Error as error:
             logger.debug("a connection can't be used again: %s", error)
         finally:
-            self._end(kept, self._async_shelf, clean=clean)
+            self._end(kept, self._async_shelf, clean=clean and not self._shelf.is_hungry)
 
     def give_back(self, kept: Kept[Link], *, dirty: bool) -> None:
         """The same for a synchronous connection."""
@@ -133,7 +147,7 @@ class KeptLinks:
         except psycopg.Error as error:
             logger.debug("a connection can't be used again: %s", error)
         finally:
-            self._end(kept, self._shelf, clean=clean)
+            self._end(kept, self._shelf, clean=clean and not self._async_shelf.is_hungry)
 
     def _end(self, kept: Kept[Any], shelf: Shelf[Any], *, clean: bool) -> None:
         if not clean:

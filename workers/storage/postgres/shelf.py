@@ -22,6 +22,8 @@ L = TypeVar("L", Link, AsyncLink)
 
 #: An idle connection is closed after as many seconds: firewalls forget it, and the server has none to waste.
 IDLE_SECONDS = 60.0
+#: So long after a refusal, with nobody of the same kind to wait for, those of the other kind go when they come back.
+_HUNGRY_SECONDS = 5.0
 #: After a refusal nobody else asks the server for so many seconds, as long as there is one in use to wait for.
 _REFUSED_SECONDS = 1.0
 
@@ -45,7 +47,7 @@ class Shelf(Generic[L]):
         self._idle: list[Kept[L]] = []
         self._line: deque[Future[Kept[L] | None]] = deque()
         self._in_use = 0
-        self._refused_at = float("-inf")
+        self._refused_at = self._hungry_until = float("-inf")
         self._closed = False
 
     def take(self) -> Kept[L] | None:
@@ -70,9 +72,32 @@ class Shelf(Generic[L]):
         with self._lock:
             self._in_use -= 1
             if isinstance(error, psycopg.OperationalError):
-                self._refused_at = time.monotonic()
+                self._refused_at = now = time.monotonic()
+                if not self._in_use:
+                    self._hungry_until = now + _HUNGRY_SECONDS
             while self._line and not self._in_use:  # nobody is left to wait for
                 self._next(None)
+
+    def made(self) -> None:
+        """It was made."""
+        self._hungry_until = float("-inf")
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether the server refused one lately, and nobody has any that could come back."""
+        return time.monotonic() < self._hungry_until
+
+    def make_room(self) -> bool:
+        """Close what has been idle for longest, for a connection of another kind; False when nothing is idle."""
+        with self._lock:
+            kept = self._idle.pop(0) if self._idle else None
+        if kept is not None:
+            close(kept.link)
+        return kept is not None
+
+    def ask_again(self) -> None:
+        """The server may give another one now."""
+        self._refused_at = float("-inf")
 
     @property
     def in_use(self) -> int:
