@@ -160,20 +160,21 @@ async def test_a_give_back_does_not_wait_for_long(
     assert await other.take(suspects=5) == []
 
 
+@pytest.mark.parametrize("held_up", [range(110), range(15, 120)], ids=["first", "last"])
 @pytest.mark.parametrize("going", [rescued, released, closed])
 async def test_many_that_have_to_wait_keep_no_other(
-    postgres: PostgresEngine, aconn: psycopg.AsyncConnection, going: Going
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection, going: Going, held_up: range
 ) -> None:
-    """Rule 26: however many a transaction has enqueued again, and though they are the first."""
+    """Rule 26: however many a transaction has enqueued again, and wherever they stand."""
     runner, other = postgres.runner(), postgres.runner("other")
-    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in range(70)])
-    jobs = await other.take()
+    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in range(120)])
+    jobs = await other.take(120)
     async with aconn.transaction(force_rollback=True):
-        for number in range(60):
+        for number in held_up:
             assert await produce(aconn, number) is not None
-        assert await going(runner, other, jobs) == 10
+        assert await going(runner, other, jobs) == 120 - len(held_up)
     if going is not closed:
-        assert await going(runner, other, jobs[:60]) == 60
+        assert await going(runner, other, [jobs[number] for number in held_up]) == len(held_up)
 
 
 @pytest.mark.parametrize("going", [rescued, released])
