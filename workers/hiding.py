@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import json
 import re
 import typing
 from collections.abc import Iterator
 from contextvars import ContextVar
+from datetime import date, datetime
 from functools import cached_property
 from typing import Annotated, Any, TypeAlias, TypeVar
 from urllib.parse import quote, quote_plus
@@ -39,6 +41,8 @@ _MOST_FORMS, _MOST_WORK = 2000, 50_000_000
 _SHORT = 4
 #: Lines of a longer text are looked for one by one, as they may be indented.
 _LINE = 8
+#: Keys of so many characters are no names of fields; so long is a date.
+_LONG_NAME, _DATE = 16, 10
 
 _RUN = re.compile(r"\S+")
 _USER = re.compile(r"://[^\s:/@]*:")
@@ -171,7 +175,7 @@ def _is_number(text: str) -> bool:
 
 
 def _leaves(raw: bytes) -> Iterator[str]:
-    """The texts and numbers in a piece of JSON. A key that could be the name of a field is one."""
+    """The texts and numbers in a piece of JSON, and keys, but for those that look like names of fields."""
     try:
         open_: list[object] = [msgspec.json.decode(raw)]
     except Exception:  # numbers that only some types can hold, or too deep
@@ -183,12 +187,17 @@ def _leaves(raw: bytes) -> Iterator[str]:
             if value.strip():
                 yield value
         elif isinstance(value, dict):
-            open_ += [key for key in value if not key.isidentifier()]
+            open_ += [key for key in value if not _is_name(key)]
             open_ += value.values()
         elif isinstance(value, list):
             open_ += value
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield str(value)
+
+
+def _is_name(key: str) -> bool:
+    """Hidden, each `name` in a text would be; what has digits or is long is rather a token."""
+    return key.isidentifier() and len(key) < _LONG_NAME and not any(map(str.isdigit, key))
 
 
 def _forms_of(leaf: str) -> Iterator[str]:
@@ -199,7 +208,10 @@ def _forms_of(leaf: str) -> Iterator[str]:
         for line in leaf.splitlines():
             if len(line := line.strip()) >= _LINE:
                 yield from _quoted(line)
-    if len(leaf) >= _LINE:
+    with contextlib.suppress(ValueError):
+        moment = date.fromisoformat(leaf) if len(leaf) == _DATE else datetime.fromisoformat(leaf)
+        yield from (str(moment), repr(moment), moment.isoformat())
+    if len(leaf) >= _SHORT:
         try:
             blob = base64.b64decode(leaf, validate=True)
         except (binascii.Error, ValueError):

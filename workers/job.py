@@ -16,6 +16,7 @@ __all__ = [
     "JobState",
     "NewJob",
     "Priority",
+    "printable",
 ]
 
 #: The range of PostgreSQL's smallint, which the original's `priority` column is.
@@ -100,3 +101,8 @@ class JobRecord(_Row, frozen=True, kw_only=True):
     last_error: str | None = None
     reason: str | None = None
     finished_at: datetime | None = None
+
+
+def printable(name: str) -> str:
+    """A name that anybody may have written into the table, in one line."""
+    return name if name.isprintable() else repr(name)

@@ -17,6 +17,7 @@ import pytest
 from tests.helpers.role_users import ROLES, dropped_roles, opened_users
 from tests.helpers.shop import SECRET, Asks, Shop, Waits, opened_shop
 from workers import migrations
+from workers.job import printable
 from workers.roles import roles_sql
 
 
@@ -151,6 +152,21 @@ def test_stats_for_people(shop: Shop, database_url: str, conn: psycopg.Connectio
     assert re.fullmatch(r"0:\d\d:\d\d", long[2])
     assert (reports[2], total[1], total[4]) == ("0", "2", "1")
     assert err == ""
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[link=x]y[/link]", ":smile:", "a\x1b[2Jb"])
+def test_stats_shows_names_as_they_are(
+    shop: Shop, database_url: str, conn: psycopg.Connection, name: str
+) -> None:
+    """Whoever may enqueue may write them: they are no markup, and don't reach the terminal's own commands."""
+    query = (
+        "INSERT INTO background_jobs (job_type, data, priority, queue) VALUES ('x', '{}', 0, %s)"
+    )
+    conn.execute(query, [name])
+    code, out, err = shop.call("stats", DATABASE_URL=database_url)
+    assert (code, err) == (0, "")
+    assert printable(name) in out
+    assert "\x1b" not in out
 
 
 def test_stats_says_what_is_missing(shop: Shop, raw_database_url: str) -> None:

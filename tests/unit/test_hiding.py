@@ -6,6 +6,7 @@ import json
 import time
 import traceback
 from dataclasses import dataclass, field, make_dataclass
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, NamedTuple, TypedDict
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ from workers.errors import RegistrationError
 from workers.hiding import HIDDEN, Hiding, secret_fields, without_passwords
 from workers.job_type import describe
 
+BORN = datetime(1990, 5, 17, 1, 2, 3, tzinfo=UTC)
 CANARY = "canary-4711"
 
 
@@ -169,6 +171,11 @@ def test_a_text_is_found_as_it_is_commonly_quoted(secret: str) -> None:
         ("e", "the letter e, 'e'", "the letter ***, '***'"),
         (b"bytes of it", "b'bytes of it', bytes of it", "b'***', ***"),
         (b"\xff\x00ab", "b'\\xff\\x00ab'", "b'***'"),
+        (b"pin", "b'pin' spin pinned", "b'***' spin pinned"),
+        ({"sk_live_abc123": 1, "name": 2}, "no sk_live_abc123 of name", "no *** of name"),
+        ({"averyveryverylongtoken": True}, "'averyveryverylongtoken'", "'***'"),
+        (date(1990, 5, 17), f"{date(1990, 5, 17)} {date(1990, 5, 17)!r}", "*** ***"),
+        (BORN, f"{BORN} {BORN!r} {BORN.isoformat()}", "*** *** ***"),
         ("", "nothing", "nothing"),
         ("  ", "a  b", "a  b"),
         (None, "None", "None"),

@@ -13,7 +13,9 @@ import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ..job import printable
 from ..migrations import check_migrations
 from ..storage import open_storage
 from ..storage.base import QueueStats
@@ -87,7 +89,7 @@ def _table(rows: Sequence[QueueStats]) -> Table:
     for name, footer in zip(("available", "oldest", *_COUNTS[1:]), total, strict=True):
         table.add_column(name, footer=footer, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.queue or _NOT_FILED, *_cells(row))
+        table.add_row(Text(printable(row.queue)) if row.queue else _NOT_FILED, *_cells(row))
     return table
 
 

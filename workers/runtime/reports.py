@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from .. import telemetry
 from ..errors import StorageError
+from ..job import printable
 from ..log_aside import aside
 from ..storage.base import DeadSession, Maintenance, Storage, Wake
 from .attempt import Fenced
@@ -106,7 +107,7 @@ class Reports:
                 claimer.found_suspects()
         for job_type, queue in result.stray:
             self._warn(
-                f"jobs of type {_shown(job_type)} wait in queue {queue!r}, which this runner does not work; "
+                f"jobs of type {printable(job_type)} wait in queue {queue!r}, which this runner does not work; "
                 f"configure_queue({queue!r}) would work it"
             )
         for job_type, queue in result.unknown:
@@ -114,7 +115,7 @@ class Reports:
             if queue and queue not in self._queues:
                 where += ", which no runner works,"
             self._warn(
-                f"jobs of type {_shown(job_type)} have been waiting {where} for 10 s or longer, and this runner does not "
+                f"jobs of type {printable(job_type)} have been waiting {where} for 10 s or longer, and this runner does not "
                 "know the type; unless another one does, register_job_type is missing"
             )
 
@@ -205,8 +206,3 @@ class Reports:
         self._gate.open()
         for claimer in self._claimers.values():
             claimer.wake()
-
-
-def _shown(job_type: str) -> str:
-    """A name that anybody may have written into the table, in one line."""
-    return job_type if job_type.isprintable() else repr(job_type)
