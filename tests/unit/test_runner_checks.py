@@ -57,7 +57,7 @@ async def test_a_queue_that_no_type_declares_is_named_at_the_start(
     caplog.set_level(logging.INFO, "workers")
     runner = Runner(MemoryStorage(), None).register_job_type(Mail).configure_queue("emails")
     runner.configure_queue(name, num_workers=2).shutdown_when_queue_empty()
-    assert caplog.records == []
+    assert "declares" not in caplog.text
     await runner.start().wait_for_shutdown()
     told = [(r.levelname, r.getMessage()) for r in caplog.records if "declares" in r.getMessage()]
     text = f"queue '{name}' is worked, but no registered type declares it; jobs reach it only by enqueue(queue=...)"

@@ -31,6 +31,6 @@ async def test_the_dead_are_counted_apart(caplog: pytest.LogCaptureFixture) -> N
                     session=3, job=JOB, outcome=outcome, transition=transition, duration=0.1
                 )
             )
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if record.name == "workers"]
     assert record.getMessage() == "queue emails: 1 completed, 2 dead, 2 failed"
     assert vars(record)["jobs"] == {"completed": 1, "dead": 2, "failed": 2}
