@@ -236,6 +236,32 @@ async def test_what_has_to_wait_is_tried_again_though_others_keep_coming(bench: 
         bench.store.blocked = set()
 
 
+async def test_what_has_to_wait_is_tried_again_though_there_is_always_more(bench: Bench) -> None:
+    """The next batch is there each time that one is written."""
+    jobs = bench.claim(*range(100_000), deduplicated=True)
+    bench.store.blocked = {0}
+    settle = bench.store.settle
+    ended = iter(jobs)
+
+    async def and_more(
+        session: int, settlements: Sequence[Settlement], closed: Collection[int]
+    ) -> Settled:
+        if bench.store.tries[0] < 2 and (job := next(ended, None)):
+            bench.completer.ended(job, Release())
+        await asyncio.sleep(0)
+        return await settle(session, settlements, closed)
+
+    bench.store.settle = and_more  # type: ignore[method-assign]
+    bench.completer.ended(next(ended), Release())
+    async with bench.running():
+        async with asyncio.timeout(PATIENCE):
+            while bench.store.tries[0] < 2:
+                bench.store.tried.clear()
+                await bench.store.tried.wait()
+        bench.store.blocked = set()
+    assert len(bench.store.tries) < len(jobs), "it was tried when there was no more"
+
+
 async def test_a_batch_is_split_until_the_bad_one_is_alone(bench: Bench) -> None:
     """The others land; the bad one is buried with the words of the store."""
     jobs = bench.claim(*range(100))

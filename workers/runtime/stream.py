@@ -75,23 +75,22 @@ class Stream(Generic[W]):
         """Write until closed. Cancelled, it can be run again."""
         while True:
             self.event.clear()
+            self._take_back()
             while self.buffer or self._poked:
                 await self._write_next()
+                self._take_back()
             if self._aside:
-                await self._wait_with_those_aside()
+                with anyio.move_on_after(self._aside_until - time.monotonic()):
+                    await self.event.wait()
             elif self.closed:
                 return
             else:
                 await self.event.wait()
 
-    async def _wait_with_those_aside(self) -> None:
-        """Until something comes, or it is their turn."""
-        left = self._aside_until - time.monotonic()
-        if left > 0:
-            with anyio.move_on_after(left):
-                await self.event.wait()
-                return
-        self.buffer, self._aside = self._aside + self.buffer, []
+    def _take_back(self) -> None:
+        """Try again what was put aside, when it is time."""
+        if self._aside and time.monotonic() >= self._aside_until:
+            self.buffer, self._aside = self._aside + self.buffer, []
 
     async def _write_next(self) -> None:
         batch, self.buffer = self.buffer[:MAX_WRITE], self.buffer[MAX_WRITE:]
@@ -100,6 +99,7 @@ class Stream(Generic[W]):
             await self._persist(batch, self._uncertain)
             self._uncertain = False
         except BaseException:
+            self._aside = [item for item in self._aside if item not in batch]
             self.buffer[:0] = batch
             self._uncertain = True
             raise
