@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import dataclasses
 import json
 import re
-import typing
 from collections.abc import Iterator
 from contextvars import ContextVar
-from datetime import date, datetime
+from datetime import date, datetime, time
 from functools import cached_property
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 import msgspec
 
-from .errors import RegistrationError
+from .marks import Secret, key_names, secret_fields
 
-__all__ = ["HIDDEN", "Hiding", "Secret", "hiding", "secret_fields", "without_passwords"]
-
-T = TypeVar("T")
+__all__ = [
+    "HIDDEN",
+    "Hiding",
+    "Secret",
+    "hiding",
+    "secret_fields",
+    "without_passwords",
+]
 
 #: What stands in the place of a value.
 HIDDEN = "***"
@@ -39,11 +42,12 @@ _TOO_MUCH = "(not shown: too much to look for secrets in)"
 _MOST_FORMS, _MOST_WORK = 2000, 50_000_000
 #: Shorter texts, and numbers, are hidden where they stand alone: a secret "e" does not take every e along.
 _SHORT = 4
+#: What is shorter is no base64: three bytes, or fewer and what fills them up.
+_BASE64 = 4
 #: Lines of a longer text are looked for one by one, as they may be indented.
 _LINE = 8
-#: Keys of so many characters are no names of fields; so long is a date.
-_LONG_NAME, _DATE = 16, 10
 
+_TIME = re.compile(r"\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d")
 _RUN = re.compile(r"\S+")
 _USER = re.compile(r"://[^\s:/@]*:")
 #: What stands before a password in the other form of a connection string, and in the repr of a dict.
@@ -52,65 +56,8 @@ _KEY = re.compile(r"""password(?:\s*+=\s*+|["']\s*+:\s*+)""", re.IGNORECASE)
 _QUOTED = re.compile(r"""'(?:[^'\\\n]++|\\.)*+'|"(?:[^"\\\n]++|\\.)*+"|['"][^\n]*+""")
 _WORD = re.compile(r"[^\s&]+")
 
-
-class _Mark:
-    def __repr__(self) -> str:
-        return "Secret"
-
-
-_MARK = _Mark()
-
-#: `token: Secret[str]` is a str to type checkers and to the job, and *** wherever the job is shown.
-Secret: TypeAlias = Annotated[T, _MARK]
-
 #: Set while the code of a job that has marked fields runs.
 hiding: ContextVar[Hiding] = ContextVar("workers_hiding")
-
-
-# Fields -----------------------------------------------------------------------------------------
-
-
-def secret_fields(job_class: type) -> frozenset[str]:
-    """The fields of `job_class`, a dataclass whose annotations are resolved, with a mark in them, at any depth."""
-    fields = dataclasses.fields(job_class)
-    return frozenset(
-        field.name
-        for field in fields
-        if _is_marked(field.type, f"{job_class.__qualname__}.{field.name}")
-    )
-
-
-def _is_marked(annotation: object, place: str) -> bool:
-    """Raises RegistrationError for a mark without a type, which is no type to decode."""
-    open_, seen = [annotation], set()
-    while open_:
-        item = open_.pop()
-        if item is Secret:
-            name = place.rpartition(".")[2]
-            raise RegistrationError(
-                f"{place}: Secret needs a type: write `{name}: Secret[str]` and give the plain value"
-            )
-        if item is _MARK or any(part is Secret for part in getattr(item, "__metadata__", ())):
-            return True
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        open_ += getattr(item, "__metadata__", ())
-        open_ += typing.get_args(item)
-        for inner in (typing.get_origin(item), getattr(item, "__value__", None)):
-            if inner is not None:
-                open_.append(inner)
-        if isinstance(item, type) and item.__module__ != "builtins":
-            open_ += _annotations(item)
-    return False
-
-
-def _annotations(kind: type) -> list[object]:
-    """Of a dataclass, a model and the like."""
-    try:
-        return list(typing.get_type_hints(kind, include_extras=True).values())
-    except Exception:  # what can't be looked into is not shown
-        return [_MARK]
 
 
 # Texts ------------------------------------------------------------------------------------------
@@ -119,12 +66,14 @@ def _annotations(kind: type) -> list[object]:
 class Hiding:
     """Takes what stands in the fields `names` of the payload `data` out of texts.
 
-    It is found as it is, and as Python, JSON and URLs quote it; not in pieces, and not under other guises.
+    It is found as it is, and as Python, JSON and URLs quote it; not in pieces, and not under other guises. The keys in it
+    are, too, but for those that are names of fields: `job_class` has them.
     """
 
-    def __init__(self, data: str, names: frozenset[str]) -> None:
+    def __init__(self, data: str, names: frozenset[str], job_class: type | None = None) -> None:
         self._given = data
         self._names = names
+        self._job_class = job_class
 
     @cached_property
     def _parts(self) -> dict[str, msgspec.Raw]:
@@ -146,8 +95,9 @@ class Hiding:
     def _forms(self) -> list[str] | None:
         """What to look for, the longest first; None where it is too much."""
         forms: set[str] = set()
+        known = frozenset() if self._job_class is None else key_names(self._job_class)
         for name in self._names & self._parts.keys():
-            for leaf in _leaves(bytes(self._parts[name])):
+            for leaf in _leaves(bytes(self._parts[name]), known):
                 forms.update(_forms_of(leaf))
                 if len(forms) > _MOST_FORMS:
                     return None
@@ -174,8 +124,8 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"[-+.\deE]+", text) is not None
 
 
-def _leaves(raw: bytes) -> Iterator[str]:
-    """The texts and numbers in a piece of JSON, and keys, but for those that look like names of fields."""
+def _leaves(raw: bytes, known: frozenset[str]) -> Iterator[str]:
+    """The texts and numbers in a piece of JSON, and the keys but those that are `known`."""
     try:
         open_: list[object] = [msgspec.json.decode(raw)]
     except Exception:  # numbers that only some types can hold, or too deep
@@ -187,17 +137,12 @@ def _leaves(raw: bytes) -> Iterator[str]:
             if value.strip():
                 yield value
         elif isinstance(value, dict):
-            open_ += [key for key in value if not _is_name(key)]
+            open_ += [key for key in value if key not in known]
             open_ += value.values()
         elif isinstance(value, list):
             open_ += value
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield str(value)
-
-
-def _is_name(key: str) -> bool:
-    """Hidden, each `name` in a text would be; what has digits or is long is rather a token."""
-    return key.isidentifier() and len(key) < _LONG_NAME and not any(map(str.isdigit, key))
 
 
 def _forms_of(leaf: str) -> Iterator[str]:
@@ -208,16 +153,36 @@ def _forms_of(leaf: str) -> Iterator[str]:
         for line in leaf.splitlines():
             if len(line := line.strip()) >= _LINE:
                 yield from _quoted(line)
-    with contextlib.suppress(ValueError):
-        moment = date.fromisoformat(leaf) if len(leaf) == _DATE else datetime.fromisoformat(leaf)
-        yield from (str(moment), repr(moment), moment.isoformat())
-    if len(leaf) >= _SHORT:
+    for text in (*_times(leaf), *_bytes(leaf)):
+        yield from _quoted(text)
+
+
+def _bytes(leaf: str) -> tuple[str, ...]:
+    """The bytes that `leaf` may stand for, as Python shows them and as text."""
+    if len(leaf) < _BASE64:
+        return ()
+    try:
+        blob = base64.b64decode(leaf, validate=True)
+    except (binascii.Error, ValueError):
+        return ()
+    return (repr(blob)[2:-1], blob.decode("utf-8", "backslashreplace")) if blob.strip() else ()
+
+
+def _times(leaf: str) -> Iterator[str]:
+    """The date or time that `leaf` may stand for, as Python shows it. What a time zone looks like is up to its library."""
+    if _TIME.match(leaf) is None:
+        return
+    for kind in (date, datetime, time):
         try:
-            blob = base64.b64decode(leaf, validate=True)
-        except (binascii.Error, ValueError):
-            return
-        yield from _quoted(repr(blob)[2:-1])
-        yield from _quoted(blob.decode("utf-8", "backslashreplace"))
+            value = kind.fromisoformat(leaf)
+        except ValueError:
+            continue
+        yield from (str(value), value.isoformat())
+        if isinstance(value, datetime | time):
+            bare = repr(value.replace(tzinfo=None))[:-1]
+            yield from (bare, bare.partition("(")[2])
+        else:
+            yield repr(value)
 
 
 def _quoted(text: str) -> Iterator[str]:

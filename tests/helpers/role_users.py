@@ -14,10 +14,11 @@ from psycopg import sql
 from tests.helpers.server import connection_url
 from workers import apply_roles
 
-__all__ = ["ROLES", "Users", "dropped_roles", "login", "opened_users", "user_url"]
+__all__ = ["ROLES", "Users", "dropped_roles", "limited_user", "login", "opened_users", "user_url"]
 
 ROLES = ("enqueue", "worker", "readonly", "migrator")
 _PASSWORD = "secret"
+_OBJECTS = ("TABLES", "SEQUENCES", "FUNCTIONS")
 _numbers = count(1)
 
 
@@ -69,3 +70,16 @@ def opened_users(admin: psycopg.Connection, url: str) -> Iterator[Users]:
         for role in ROLES:
             login(admin, f"{prefix}_the_{role}", f"{prefix}_{role}")
         yield Users(prefix, {role: user_url(url, f"{prefix}_the_{role}") for role in ROLES})
+
+
+@contextlib.contextmanager
+def limited_user(conn: psycopg.Connection, url: str, limit: int) -> Iterator[str]:
+    """The URL of a user with all rights in the schema of `conn` and `url`, and no more than `limit` connections."""
+    ((schema,),) = conn.execute("SELECT current_schema()").fetchall()
+    with dropped_roles(conn) as prefix:
+        name = f"{prefix}_limited"
+        login(conn, name, rights=f"CONNECTION LIMIT {limit}")
+        for what in ("SCHEMA {}", *(f"ALL {each} IN SCHEMA {{}}" for each in _OBJECTS)):
+            grant = sql.SQL("GRANT ALL ON " + what + " TO {}")
+            conn.execute(grant.format(sql.Identifier(schema), sql.Identifier(name)))
+        yield user_url(url, name)

@@ -10,6 +10,7 @@ import anyio
 import psycopg
 import pytest
 
+from tests.helpers.role_users import limited_user
 from tests.helpers.running import eventually
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mails
@@ -100,15 +101,7 @@ async def test_it_makes_room_for_connections_that_are_needed(
     engine: PostgresEngine, database_url: str
 ) -> None:
     """Where a role may have no more of them: for the listener, the session and transactional jobs."""
-    ((schema,),) = engine.conn.execute("SELECT current_schema()").fetchall()
-    role = f"of_{schema}"[:63]
-    engine.conn.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 3")
-    try:
-        for what in (f'SCHEMA "{schema}"', f'ALL TABLES IN SCHEMA "{schema}"'):
-            engine.conn.execute(f"GRANT ALL ON {what} TO {role}")
-        for what in ("SEQUENCES", "FUNCTIONS"):
-            engine.conn.execute(f'GRANT ALL ON ALL {what} IN SCHEMA "{schema}" TO {role}')
-        url = connection_url(database_url, user=role, password="x")
+    with limited_user(engine.conn, database_url, 3) as url:
         async with PostgresEngine.opened(url, conn_url=database_url, max_size=1) as limited:
             runner = limited.runner()
             await limited.storage.enqueue(mails(3))
@@ -125,9 +118,6 @@ async def test_it_makes_room_for_connections_that_are_needed(
             assert len(await runner.take(1)) == 1
             assert link(limited)._making is None  # not soon
             await listener.close()
-    finally:
-        engine.conn.execute(f"DROP OWNED BY {role}")
-        engine.conn.execute(f"DROP ROLE {role}")
 
 
 async def test_it_is_not_made_where_the_server_has_few_connections_left(

@@ -22,7 +22,6 @@ from workers.errors import RegistrationError
 from workers.hiding import HIDDEN, Hiding, secret_fields, without_passwords
 from workers.job_type import describe
 
-BORN = datetime(1990, 5, 17, 1, 2, 3, tzinfo=UTC)
 CANARY = "canary-4711"
 
 
@@ -137,6 +136,8 @@ def hide(value: object) -> Hiding:
     return Hiding(msgspec.json.encode({"token": value, "to": "a"}).decode(), frozenset({"token"}))
 
 
+MOMENT = datetime(1990, 5, 17, 1, 2, 3, 4000, tzinfo=UTC)
+
 MULTI_LINE = "-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n-----END KEY-----\n"
 
 
@@ -166,16 +167,24 @@ def test_a_text_is_found_as_it_is_commonly_quoted(secret: str) -> None:
     [
         (CANARY, f"x{CANARY}y", "x***y"),
         ([CANARY, {"deep": [CANARY + "2"]}], f"{CANARY}2 {CANARY}", "*** ***"),
-        ({"a@example.com": True, "name": None}, "a@example.com has a name", "*** has a name"),
+        (
+            {"a@example.com": True, "ann": None},
+            "a@example.com of ann, Hannah",
+            "*** of ***, Hannah",
+        ),
+        ({"sk_live_abc123": 1}, "KeyError: 'sk_live_abc123'", "KeyError: '***'"),
         ({"code": 1234}, "1234 is wrong, 12345 is not", "*** is wrong, 12345 is not"),
         ("e", "the letter e, 'e'", "the letter ***, '***'"),
         (b"bytes of it", "b'bytes of it', bytes of it", "b'***', ***"),
         (b"\xff\x00ab", "b'\\xff\\x00ab'", "b'***'"),
-        (b"pin", "b'pin' spin pinned", "b'***' spin pinned"),
-        ({"sk_live_abc123": 1, "name": 2}, "no sk_live_abc123 of name", "no *** of name"),
-        ({"averyveryverylongtoken": True}, "'averyveryverylongtoken'", "'***'"),
+        (b"pin", "b'pin', pin, pine", "b'***', ***, pine"),
+        (b"12345", "b'12345'", "b'***'"),
+        (b"q", "b'q', queue", "b'***', queue"),
+        (b"  ", "a  b", "a  b"),
         (date(1990, 5, 17), f"{date(1990, 5, 17)} {date(1990, 5, 17)!r}", "*** ***"),
-        (BORN, f"{BORN} {BORN!r} {BORN.isoformat()}", "*** *** ***"),
+        (MOMENT, f"{MOMENT}, {MOMENT.isoformat()}", "***, ***"),
+        (MOMENT, repr(MOMENT), "***, tzinfo=datetime.timezone.utc)"),
+        (MOMENT.time(), f"{MOMENT.time()} {MOMENT.time()!r}", "*** ***)"),
         ("", "nothing", "nothing"),
         ("  ", "a  b", "a  b"),
         (None, "None", "None"),
@@ -187,6 +196,38 @@ def test_a_text_is_found_as_it_is_commonly_quoted(secret: str) -> None:
 )
 def test_what_is_found(value: object, said: str, shown: str) -> None:
     assert hide(value)(said) == shown
+
+
+class Renamed(msgspec.Struct, rename="camel"):
+    full_name: str = ""
+
+
+class Aliased(pydantic.BaseModel):
+    number: str = pydantic.Field("", alias="no")
+
+
+class Keys(BackgroundJob[Any]):
+    keys: dict[Secret[str], int]
+    renamed: Secret[Renamed] = field(default_factory=Renamed)
+    aliased: Secret[Aliased | None] = None
+    others: Secret[tuple[Typed, Card] | None] = None
+
+    async def run(self, ctx: Any) -> None: ...
+
+
+def test_names_of_fields_are_no_secrets() -> None:
+    """But all other keys are."""
+    data = msgspec.json.encode(
+        {
+            "keys": {"annsmith": 1},
+            "renamed": {"fullName": "Ann A"},
+            "aliased": {"no": "12 34"},
+            "others": [{"key": "k3y k3y"}, {"number": "5"}],
+        }
+    ).decode()
+    hidden = Hiding(data, describe(Keys).secrets, Keys)
+    text = "annsmith, full_name, fullName, no, key, number"
+    assert hidden(text) == "***, full_name, fullName, no, key, number"
 
 
 def test_a_text_of_lines_is_found_where_it_is_indented() -> None:

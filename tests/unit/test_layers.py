@@ -32,6 +32,7 @@ LAYERS = {
     "current": CORE,
     "failpoints": CORE,
     "hiding": CORE,
+    "marks": CORE,
     "dsn": PORTS,
     "storage": PORTS,
     "telemetry": PORTS,

@@ -74,7 +74,7 @@ class Attempt:
     def hide(self) -> Hiding | None:
         """What takes the values of its marked fields out of texts; None where it has none."""
         secrets = self.type.secrets
-        return Hiding(self.job.data, secrets) if secrets else None
+        return Hiding(self.job.data, secrets, self.type.job_class) if secrets else None
 
     @property
     def shown(self) -> ClaimedJob:

@@ -131,7 +131,7 @@ class Reports:
             logger.warning(
                 "session %d (%s) is dead, %s: gave back its %d jobs",
                 session.session,
-                session.name,
+                printable(session.name),
                 session.reason,
                 session.jobs,
                 extra={

@@ -14,6 +14,7 @@ from psycopg.pq import TransactionStatus
 
 from .baseline import Baseline
 from .links import SETUP_SECONDS, AsyncLink, Link
+from .room import connected, connected_async
 from .shelf import Kept, Shelf, close
 
 __all__ = ["KeptLinks"]
@@ -24,20 +25,17 @@ logger = logging.getLogger("workers")
 _RESET_SECONDS = 2.0
 #: How long a job waits for the connection of another one, where the server gives no more.
 _WAIT_SECONDS = 5.0
-#: What the server takes to notice that a connection is closed.
-_ROOM_SECONDS = 0.02
 
 
 class KeptLinks:
-    """Of both kinds; one can't stand in for the other, but makes room for it. Usable from threads."""
+    """Of both kinds; one can't stand in for the other. Usable from threads."""
 
     def __init__(
         self, connect: Callable[[], Link], connect_async: Callable[[], Awaitable[AsyncLink]]
     ) -> None:
         self._connect = connect
         self._connect_async = connect_async
-        self._shelf: Shelf[Link] = Shelf()
-        self._async_shelf: Shelf[AsyncLink] = Shelf()
+        self._shelf, self._async_shelf = Shelf.pair()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -49,75 +47,71 @@ class KeptLinks:
         """An idle connection, a new one, or that of another job, as soon as it is free."""
         shelf, deadline = self._async_shelf, time.monotonic() + _WAIT_SECONDS
         refusal = psycopg.OperationalError("no connection came free")
+        has_room = has_waited = False
         while True:
-            if kept := shelf.take():
+            if not has_room and (kept := shelf.take()):
                 return kept
-            if shelf.is_worth_asking:
+            if has_room or has_waited or shelf.is_worth_asking:
                 try:
-                    return await self._make_async()
+                    return await self._make_async(has_room=has_room)
                 except psycopg.OperationalError as error:
                     refusal = error
-                    if self._shelf.make_room():
-                        shelf.ask_again()
-                        await asyncio.sleep(_ROOM_SECONDS)
-                        continue
             left = deadline - time.monotonic()
-            if left <= 0 or not shelf.in_use:
+            if left <= 0 or not shelf.is_worth_waiting:
                 raise refusal
-            if kept := await shelf.wait_async(left):
-                return kept
+            found = await shelf.wait_async(left)
+            if isinstance(found, Kept):
+                return found
+            has_room, has_waited = found, True
 
     def take(self) -> Kept[Link]:
         """The same on a synchronous connection."""
         shelf, deadline = self._shelf, time.monotonic() + _WAIT_SECONDS
         refusal = psycopg.OperationalError("no connection came free")
+        has_room = has_waited = False
         while True:
-            if kept := shelf.take():
+            if not has_room and (kept := shelf.take()):
                 return kept
-            if shelf.is_worth_asking:
+            if has_room or has_waited or shelf.is_worth_asking:
                 try:
-                    return self._make()
+                    return self._make(has_room=has_room)
                 except psycopg.OperationalError as error:
                     refusal = error
-                    if self._async_shelf.make_room():
-                        shelf.ask_again()
-                        time.sleep(_ROOM_SECONDS)
-                        continue
             left = deadline - time.monotonic()
-            if left <= 0 or not shelf.in_use:
+            if left <= 0 or not shelf.is_worth_waiting:
                 raise refusal
-            if kept := shelf.wait(left):
-                return kept
+            found = shelf.wait(left)
+            if isinstance(found, Kept):
+                return found
+            has_room, has_waited = found, True
 
-    async def _make_async(self) -> Kept[AsyncLink]:
-        self._async_shelf.making()
-        link = None
+    async def _make_async(self, *, has_room: bool) -> Kept[AsyncLink]:
+        shelf, link = self._async_shelf, None
+        if not has_room:
+            shelf.making()
         try:
-            link = await self._connect_async()
+            link = await connected_async(self._connect_async, shelf.make_room, is_made=has_room)
             link.patience = SETUP_SECONDS
-            kept = Kept(link, await Baseline.of_async(link))
+            return Kept(link, await Baseline.of_async(link))
         except BaseException as error:
             if link is not None:
                 close(link)
-            self._async_shelf.failed(error)
+            shelf.failed(error)
             raise
-        self._async_shelf.made()
-        return kept
 
-    def _make(self) -> Kept[Link]:
-        self._shelf.making()
-        link = None
+    def _make(self, *, has_room: bool) -> Kept[Link]:
+        shelf, link = self._shelf, None
+        if not has_room:
+            shelf.making()
         try:
-            link = self._connect()
+            link = connected(self._connect, shelf.make_room, is_made=has_room)
             link.patience = SETUP_SECONDS
-            kept = Kept(link, Baseline.of(link))
+            return Kept(link, Baseline.of(link))
         except BaseException as error:
             if link is not None:
                 close(link)
-            self._shelf.failed(error)
+            shelf.failed(error)
             raise
-        self._shelf.made()
-        return kept
 
     async def give_back_async(self, kept: Kept[AsyncLink], *, dirty: bool) -> None:
         """Keep the connection for the next job, if it is what it was before this one."""
@@ -133,7 +127,7 @@ class KeptLinks:
         except psycopg.Error as error:
             logger.debug("a connection can't be used again: %s", error)
         finally:
-            self._end(kept, self._async_shelf, clean=clean and not self._shelf.is_hungry)
+            self._end(kept, self._async_shelf, clean=clean)
 
     def give_back(self, kept: Kept[Link], *, dirty: bool) -> None:
         """The same for a synchronous connection."""
@@ -147,7 +141,7 @@ class KeptLinks:
         except psycopg.Error as error:
             logger.debug("a connection can't be used again: %s", error)
         finally:
-            self._end(kept, self._shelf, clean=clean and not self._async_shelf.is_hungry)
+            self._end(kept, self._shelf, clean=clean)
 
     def _end(self, kept: Kept[Any], shelf: Shelf[Any], *, clean: bool) -> None:
         if not clean:
@@ -174,6 +168,10 @@ class KeptLinks:
             self._timer.cancel()
         self._shelf.close()
         self._async_shelf.close()
+
+    def make_room(self) -> bool:
+        """Others need a connection, and the server gives no more: close an idle one; False where none is."""
+        return self._shelf.close_one() or self._async_shelf.close_one()
 
     def broke(self, kept: Kept[Any], error: BaseException) -> bool:
         """`kept` failed before its job began. Whether that was because the last job's connection is dead: then the others

@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from ...errors import ConfigurationError
+from .room import connected_async
 
 __all__ = ["AnyPool", "Lender", "users"]
 
@@ -27,11 +28,18 @@ _PATIENCE = 1.0
 
 
 class Lender:
-    """Lends connections of `pool`, or, while that is unwell, of its own, made by `connect`."""
+    """Lends connections of `pool`, or, while that is unwell, of its own, made by `connect`; where that is refused, after
+    `make_room`."""
 
-    def __init__(self, pool: AnyPool, connect: Callable[[], Awaitable[_Connection]]) -> None:
+    def __init__(
+        self,
+        pool: AnyPool,
+        connect: Callable[[], Awaitable[_Connection]],
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._pool = pool
         self._connect = connect
+        self._make_room = make_room
         self._unwell = False
         #: Failures to connect that the pool got over.
         self._overcome = 0
@@ -46,8 +54,13 @@ class Lender:
     async def borrow(self) -> _Connection:
         """A connection, to be given back."""
         while True:
-            if self._unwell and not self._pool.get_stats().get("pool_available"):
-                conn = self._spare.pop() if self._spare else await self._connect()
+            if self._unwell and not self._is_ready():
+                try:
+                    conn = self._spare.pop() if self._spare else await self._made()
+                except psycopg.OperationalError:
+                    if self._is_ready():  # it took the room that was made
+                        continue
+                    raise
                 self._own.add(conn)
                 return conn
             try:
@@ -57,6 +70,12 @@ class Lender:
                     raise
                 # busy with others, or looking for the server? They may have found it gone
                 self._unwell = self._failures() > self._overcome
+
+    def _is_ready(self) -> bool:
+        return bool(self._pool.get_stats().get("pool_available"))
+
+    async def _made(self) -> _Connection:
+        return await connected_async(self._connect, self._make_room)
 
     async def give_back(self, conn: _Connection) -> None:
         """Take back a connection; what is lost is replaced."""

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import psycopg
 
@@ -22,8 +22,6 @@ L = TypeVar("L", Link, AsyncLink)
 
 #: An idle connection is closed after as many seconds: firewalls forget it, and the server has none to waste.
 IDLE_SECONDS = 60.0
-#: So long after a refusal, with nobody of the same kind to wait for, those of the other kind go when they come back.
-_HUNGRY_SECONDS = 5.0
 #: After a refusal nobody else asks the server for so many seconds, as long as there is one in use to wait for.
 _REFUSED_SECONDS = 1.0
 
@@ -40,15 +38,24 @@ class Kept(Generic[L]):
 
 
 class Shelf(Generic[L]):
-    """Whoever takes one says what became of it: `put`, or `lost`."""
+    """Whoever takes one says what became of it: `put`, or `lost`. What the other shelf of a pair has is missing here."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._other: Shelf[Any] = self
         self._idle: list[Kept[L]] = []
-        self._line: deque[Future[Kept[L] | None]] = deque()
+        self._line: deque[Future[Kept[L] | bool]] = deque()
         self._in_use = 0
-        self._refused_at = self._hungry_until = float("-inf")
+        self._refused_at = float("-inf")
         self._closed = False
+
+    @classmethod
+    def pair(cls) -> tuple[Shelf[Link], Shelf[AsyncLink]]:
+        """Two that make room for each other."""
+        one: Shelf[Link] = Shelf()
+        two: Shelf[AsyncLink] = Shelf()
+        one._other, two._other, two._lock = two, one, one._lock
+        return one, two
 
     def take(self) -> Kept[L] | None:
         """The one used last, if there is one that seems to be good."""
@@ -71,54 +78,43 @@ class Shelf(Generic[L]):
         """It was not made."""
         with self._lock:
             self._in_use -= 1
-            if isinstance(error, psycopg.OperationalError):
-                self._refused_at = now = time.monotonic()
-                if not self._in_use:
-                    self._hungry_until = now + _HUNGRY_SECONDS
-            while self._line and not self._in_use:  # nobody is left to wait for
-                self._next(None)
-
-    def made(self) -> None:
-        """It was made."""
-        self._hungry_until = float("-inf")
+            if not isinstance(error, psycopg.OperationalError):
+                self._pass_on()
+                return
+            self._refused_at = time.monotonic()
+            if not self._are_out:  # nobody is left to wait for
+                for shelf in (self, self._other):
+                    while shelf._next(False):
+                        pass
 
     @property
-    def is_hungry(self) -> bool:
-        """Whether the server refused one lately, and nobody has any that could come back."""
-        return time.monotonic() < self._hungry_until
-
-    def make_room(self) -> bool:
-        """Close what has been idle for longest, for a connection of another kind; False when nothing is idle."""
-        with self._lock:
-            kept = self._idle.pop(0) if self._idle else None
-        if kept is not None:
-            close(kept.link)
-        return kept is not None
-
-    def ask_again(self) -> None:
-        """The server may give another one now."""
-        self._refused_at = float("-inf")
+    def _are_out(self) -> bool:
+        return bool(self._in_use or self._other._in_use)
 
     @property
-    def in_use(self) -> int:
-        """How many are out and may come back."""
-        return self._in_use
+    def is_worth_waiting(self) -> bool:
+        """Whether any are out, of either kind, that may come back."""
+        return self._are_out and not self._closed
 
     @property
     def is_worth_asking(self) -> bool:
         """Whether the server may give another one: not while a refusal is fresh and there is one to wait for."""
-        return not self._in_use or self._refused_at < time.monotonic() - _REFUSED_SECONDS
+        stale = self._refused_at < time.monotonic() - _REFUSED_SECONDS
+        return stale or not self._are_out or bool(self._other._idle)
 
     def put(self, kept: Kept[L]) -> None:
-        """Give back a clean one: it is for the first in line."""
+        """Give back a clean one: it is for the first in line. Of the other line, if that has none to wait for."""
         kept.used = True
         kept.idle_since = time.monotonic()
+        other = self._other
         with self._lock:
-            if not self._closed:
-                if not self._next(kept):
+            if not self._closed and (other._in_use or not other._is_waited_for):
+                if self._next(kept):
+                    return
+                if not other._is_waited_for:
                     self._in_use -= 1
                     self._idle.append(kept)
-                return
+                    return
         self.lost(kept)
 
     def lost(self, kept: Kept[L]) -> None:
@@ -126,51 +122,79 @@ class Shelf(Generic[L]):
         close(kept.link)
         with self._lock:
             self._in_use -= 1
-            self._refused_at = float("-inf")
-            self._next(None)
+            self._pass_on()
 
-    def _next(self, kept: Kept[L] | None) -> bool:
+    def _pass_on(self) -> None:
+        """The place of one that is gone is for the first in line, who has it from now on."""
+        lines = (self, self._other) if self._other._in_use else (self._other, self)
+        for shelf in lines:
+            if shelf._next(True):
+                shelf._in_use += 1
+                return
+        self._refused_at = self._other._refused_at = float("-inf")
+
+    def _next(self, what: Kept[L] | bool) -> bool:
         """Tell the first in line; False when nobody waits."""
         while self._line:
             first = self._line.popleft()
             if first.set_running_or_notify_cancel():
-                first.set_result(kept)
+                first.set_result(what)
                 return True
         return False
 
-    async def wait_async(self, seconds: float) -> Kept[L] | None:
-        """Wait for one; None when it may be worth while to make one, or the time is over."""
+    @property
+    def _is_waited_for(self) -> bool:
+        return any(not waiting.cancelled() for waiting in self._line)
+
+    async def wait_async(self, seconds: float) -> Kept[L] | bool:
+        """Wait for one; True when there is room to make one, as if by `making`; False when there is none to wait for, or
+        the time is over."""
         waiting = self._line_up()
         if waiting is None:
-            return None
+            return False
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.wrap_future(waiting)
         except TimeoutError:
             return _leave(waiting)
-        except asyncio.CancelledError:
-            if (kept := _leave(waiting)) is not None:
-                self.put(kept)
+        except asyncio.CancelledError as error:
+            if isinstance(found := _leave(waiting), Kept):
+                self.put(found)
+            elif found:
+                self.failed(error)
             raise
 
-    def wait(self, seconds: float) -> Kept[L] | None:
+    def wait(self, seconds: float) -> Kept[L] | bool:
         """The same, blocking."""
         waiting = self._line_up()
         if waiting is None:
-            return None
+            return False
         try:
             return waiting.result(seconds)
         except TimeoutError:
             return _leave(waiting)
 
-    def _line_up(self) -> Future[Kept[L] | None] | None:
-        """A place in the line; None when nobody has a connection to give back."""
-        waiting: Future[Kept[L] | None] = Future()
+    def _line_up(self) -> Future[Kept[L] | bool] | None:
+        """A place in the line; None when nobody has a connection to give back, or one can be made room for."""
+        waiting: Future[Kept[L] | bool] = Future()
         with self._lock:
-            if not self._in_use or self._closed:
+            if not self._are_out or self._closed or self._idle or self._other._idle:
                 return None
             self._line.append(waiting)
         return waiting
+
+    def close_one(self) -> bool:
+        """Close the one that has been idle for longest; False where none is."""
+        with self._lock:
+            if not self._idle:
+                return False
+            kept = self._idle.pop(0)
+        close(kept.link)
+        return True
+
+    def make_room(self) -> bool:
+        """The server gives no more: close an idle one of the other kind; False where none is."""
+        return self._other.close_one()
 
     def close_old(self) -> float | None:
         """Close what has been idle for long; returns in how many seconds the next one will have been."""
@@ -201,9 +225,9 @@ def close(link: Link | AsyncLink) -> None:
     link.pgconn.finish()
 
 
-def _leave(waiting: Future[Kept[L] | None]) -> Kept[L] | None:
+def _leave(waiting: Future[Kept[L] | bool]) -> Kept[L] | bool:
     """Leave the line; returns what was handed over in the same moment."""
-    return None if waiting.cancel() else waiting.result()
+    return False if waiting.cancel() else waiting.result()
 
 
 def _is_good(kept: Kept[L]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -38,6 +39,7 @@ from .listener import PostgresListener
 from .literals import number_array
 from .producing import enqueue
 from .reading import JobReader
+from .room import connected, connected_async
 from .session import PostgresControl
 from .settling import KINDS, columns, grouped, guard_columns, settled
 from .statements import statement
@@ -84,7 +86,9 @@ class PostgresStorage:
         connector = self._connector = Connector(
             self._pool, lambda: self._checkout.search_path, lambda: self._checkout.pooled
         )
-        self._lender = Lender(self._pool, connector.connect_async)
+        self._lender = Lender(
+            self._pool, connector.connect_async, lambda: self._transactions.make_room()
+        )
         checkout = self._checkout = Checkout(self._lender)
         self._reader = JobReader(checkout)
         self._claim_link = ClaimLink(connector.connect_async, checkout, clock)
@@ -274,10 +278,12 @@ class PostgresStorage:
 
     def control(self) -> Control:
         """The link of the control thread, on a connection of its own."""
-        link = ControlLink(self._connect, pooled=lambda: self._checkout.pooled)
+        connect = partial(connected, self._connect, self._transactions.make_room)
+        link = ControlLink(connect, pooled=lambda: self._checkout.pooled)
         return PostgresControl(link, self._clock)
 
     def listener(self) -> Listener | None:
         """The LISTEN connection, or None when it was switched off, or a pooler lets nobody listen."""
         listens = self._listen and not self._checkout.pooled
-        return PostgresListener(self._connect_async) if listens else None
+        connect = partial(connected_async, self._connect_async, self._transactions.make_room)
+        return PostgresListener(connect) if listens else None

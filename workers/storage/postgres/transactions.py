@@ -57,6 +57,10 @@ class TransactionConnections:
         """Close what is idle, and what is in use as soon as it is not."""
         self._links.close()
 
+    def make_room(self) -> bool:
+        """Others need a connection that the server refuses: close an idle one; False where none is."""
+        return self._links.make_room()
+
     @asynccontextmanager
     async def run(self, session: int, guard: Guard) -> AsyncIterator[TransactionalRun | None]:
         """One attempt on an asynchronous connection; None when the job is no longer this claim's."""
