@@ -280,9 +280,10 @@ $$;
 -- `ids` rises, so that width_bucket finds an id's place, and with it its token, by binary search.
 --
 -- A function for the sake of the planner, which is told to walk an index, here and nowhere else: a queue is full one minute and
--- empty the next, and its statistics, and the plans that are kept, are of some other minute.
+-- empty the next, and its statistics, and the plans that are kept, are of some other minute. A bitmap would lock rows where they
+-- lie, not in the order of their ids as every other statement does: deadlocks.
 CREATE FUNCTION workers_complete(session bigint, ids bigint[], tokens bigint[], closed bigint[]) RETURNS bigint[]
-LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     deleted bigint[];
 BEGIN

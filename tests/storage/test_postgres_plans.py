@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.storage.engines import PostgresEngine, mail, mails
+from tests.helpers.runners import eventually
+from tests.storage.engines import PostgresEngine, Runner, mail, mails
 from workers.job import ClaimedJob
 from workers.lifecycle import Archive, Bury, Delete, Release, Retry, Transition, Wait
 from workers.storage.base import Guard, Settlement
@@ -288,3 +290,52 @@ async def test_settling_is_planned_by_our_settings(postgres: PostgresEngine) -> 
     assert len((await runner.settle(jobs, *ends)).written) == 5
     runner.maintain()
     assert runner.control.rescue() == []
+
+
+async def test_completions_lock_rows_in_the_order_of_their_ids(
+    postgres: PostgresEngine, database_url: str
+) -> None:
+    """Rule 5: not where they happen to lie, as a bitmap would, or two statements on the same rows could deadlock."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue(mails(200))
+    jobs = await runner.take(200)
+    low, high = jobs[0], jobs[-1]
+    # from here on the lowest id is on the last page
+    move = "UPDATE background_jobs SET data = jsonb_build_object('number', repeat('x', 7000)) WHERE id = %s"
+    postgres.conn.execute("ALTER TABLE background_jobs ALTER data SET STORAGE PLAIN")
+    postgres.conn.execute(move, [low.id])
+    postgres.conn.execute("ANALYZE background_jobs")
+    (lie,) = postgres.conn.execute(
+        "SELECT array_agg(id ORDER BY ctid) FROM background_jobs"
+    ).fetchone() or ((),)
+    assert lie[-1] == low.id
+    with psycopg.connect(database_url) as other, psycopg.connect(database_url) as third:
+        other.execute("SELECT FROM background_jobs WHERE id = %s FOR UPDATE", [low.id])
+        async with asyncio.TaskGroup() as group:
+            completing = group.create_task(_complete_by_bitmap(database_url, runner, jobs))
+            await asyncio.to_thread(_until_locked, postgres.conn)
+            third.execute("SELECT FROM background_jobs WHERE id = %s FOR UPDATE NOWAIT", [high.id])
+            third.rollback()
+            other.rollback()
+        assert completing.result() is None
+
+
+async def _complete_by_bitmap(
+    database_url: str, runner: Runner, jobs: list[ClaimedJob]
+) -> list[int] | None:
+    """Where it is left to the planner, it would take one."""
+    async with await psycopg.AsyncConnection.connect(database_url) as conn:
+        await conn.execute("SET random_page_cost = 1000")
+        query = "SELECT workers_complete(%s, %s::bigint[], %s::bigint[], '{}')"
+        given = [runner.session, [job.id for job in jobs], [job.token for job in jobs]]
+        row = await (await conn.execute(query, given)).fetchone()
+        assert row is not None
+        return row[0]  # type: ignore[no-any-return]
+
+
+def _until_locked(conn: psycopg.Connection) -> None:
+    query = """
+    SELECT FROM pg_stat_activity
+    WHERE wait_event_type = 'Lock' AND query LIKE 'SELECT workers_complete%' AND datname = current_database()
+    """
+    eventually(lambda: conn.execute(query).fetchall())

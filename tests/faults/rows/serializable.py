@@ -139,11 +139,11 @@ def _once(
 
 def _gave_way(events: list[Event], producers: list[_Producer]) -> set[int]:
     """The deduplicated jobs after whose last sign of life an identical one ran. (Who removed them may have been killed
-    before it could say so.)"""
+    before it could say so; and when somebody says so, that identical one may have run already.)"""
     last = last_starts(events)
     seen = {job: asked for each in producers for job, (_, asked) in each.unique.items()}
     for event in events:
-        if event.job in seen:
+        if event.job in seen and event.what != "superseded":
             seen[event.job] = max(seen[event.job], event.at)
     keys = {job: key for each in producers for job, (key, _) in each.unique.items()}
     return {job for job, at in seen.items() if last[str(keys[job])] > at}
