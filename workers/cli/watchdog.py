@@ -37,7 +37,7 @@ def watchdog(limit: float) -> Iterator[None]:
         yield
     finally:
         dog.end()
-        signal.signal(signal.SIGTSTP, previous)
+        signal.signal(signal.SIGTSTP, previous or signal.SIG_DFL)
 
 
 class _Watchdog:
