@@ -9,8 +9,7 @@
 --                                      available  run_at IS NULL
 --                                      scheduled  run_at IS NOT NULL, retries = 0
 --                                      retryable  run_at IS NOT NULL, retries > 0
--- data         bounded as it is written out, which is how claims fetch it: 1e131000 is a few bytes in here and 131,000 there,
---              and one row that can't be written out would fail every claim that meets it
+-- data         see workers_payload
 -- retries      attempts that failed; counted when an outcome is written
 -- position     the order within a priority: drawn at insert, and anew whenever the row becomes available again, so that a
 --              scan which starts where the last one ended does not miss it
@@ -18,10 +17,16 @@
 -- dedup_key    set while a deduplicated job waits, NULL while it runs: a running job does not block an identical new one
 CREATE SEQUENCE background_jobs_position_seq AS bigint;
 
+-- Bounded as it is written out, which is how claims fetch it: 1e131000 is a few bytes in here and 131,000 there, and one row that
+-- can't be written out would fail every claim that meets it. A CHECK of the table would write each payload out at each UPDATE, a
+-- claim's too; that of a domain is asked where a payload is put in.
+CREATE DOMAIN workers_payload AS jsonb
+    CONSTRAINT workers_payload_size CHECK (octet_length(VALUE::text) <= 16777216);
+
 CREATE TABLE background_jobs (
     id           bigserial   PRIMARY KEY,
     job_type     text        NOT NULL CHECK (octet_length(job_type) BETWEEN 1 AND 400),
-    data         jsonb       NOT NULL CHECK (octet_length(data::text) <= 16777216),
+    data         workers_payload NOT NULL,
     retries      integer     NOT NULL DEFAULT 0,
     last_retry   timestamptz NOT NULL DEFAULT now(),
     created_at   timestamptz NOT NULL DEFAULT now(),
@@ -147,7 +152,7 @@ END
 $$;
 
 -- "position priority queue". ALTER DATABASE ... SET workers.notify = 'off' leaves everything to polling: NOTIFY takes a
--- database-wide lock at commit.
+-- database-wide lock at commit, and rules out two-phase transactions.
 CREATE FUNCTION workers_notify(queue text, priority smallint, "position" bigint) RETURNS void LANGUAGE sql AS $$
     SELECT CASE WHEN queue IS NOT NULL AND current_setting('workers.notify', true) IS DISTINCT FROM 'off'
         THEN pg_notify(workers_channel(), "position" || ' ' || priority || ' ' || queue) END
@@ -196,8 +201,9 @@ $$;
 --
 -- A unique index alone would lose work: T1 changes data and enqueues, is told that an identical job waits, a worker runs
 -- that job on the old data, T1 commits. So the waiting row is locked until the caller's transaction ends, and workers skip
--- locked rows. If it began to run in the meantime, the insert is tried again. Keys are visited in order, so that two batches
--- that share keys do not deadlock. For the planner's settings see workers_complete.
+-- locked rows; at its end the job is announced once more, in its own queue, for those who did. If it began to run in the
+-- meantime, the insert is tried again. Keys are visited in order, so that two batches that share keys do not deadlock. For the
+-- planner's settings see workers_complete.
 CREATE FUNCTION workers_enqueue_deduplicated(
     job_type text, data text[], priority smallint, queue text, run_at timestamptz
 ) RETURNS TABLE (ordinal bigint, id bigint) LANGUAGE plpgsql SET enable_seqscan = off AS $$
@@ -208,6 +214,9 @@ DECLARE
     positions bigint[];
     lowest    bigint;
     last_key  bytea;
+    other     record;
+    queues    text[];
+    places    bigint[];
 BEGIN
     PERFORM workers_check_jobs($1, $4, $2);
     SELECT array_agg(nextval('background_jobs_id_seq')), array_agg(nextval('background_jobs_position_seq'))
@@ -225,17 +234,33 @@ BEGIN
             ON CONFLICT (dedup_key) WHERE dedup_key IS NOT NULL DO NOTHING
             RETURNING new.id INTO id;
             IF FOUND THEN
-                lowest := least(lowest, positions[item.ordinal]);
+                IF $5 IS NULL THEN
+                    lowest := least(lowest, positions[item.ordinal]);
+                END IF;
                 EXIT;
             END IF;
-            PERFORM FROM background_jobs AS waiting WHERE waiting.dedup_key = item.key FOR SHARE;
-            EXIT WHEN FOUND;
+            SELECT waiting.queue, waiting.position, waiting.run_at INTO other
+            FROM background_jobs AS waiting WHERE waiting.dedup_key = item.key FOR SHARE;
+            IF FOUND THEN
+                IF other.run_at IS NULL AND other.queue = $4 THEN
+                    lowest := least(lowest, other.position);
+                ELSIF other.run_at IS NULL THEN
+                    queues := array_append(queues, other.queue);
+                    places := array_append(places, other.position);
+                END IF;
+                EXIT;
+            END IF;
         END LOOP;
         last_key := item.key;
         RETURN NEXT;
     END LOOP;
-    IF lowest IS NOT NULL AND $5 IS NULL THEN
+    IF lowest IS NOT NULL THEN
         PERFORM workers_notify($4, $3, lowest);
+    END IF;
+    IF places IS NOT NULL THEN
+        PERFORM workers_notify(told.queue, $3, min(told.position))
+        FROM unnest(queues, places) AS told (queue, position)
+        GROUP BY told.queue;
     END IF;
 END
 $$;
@@ -281,9 +306,10 @@ $$;
 --
 -- A function for the sake of the planner, which is told to walk an index, here and nowhere else: a queue is full one minute and
 -- empty the next, and its statistics, and the plans that are kept, are of some other minute. A bitmap would lock rows where they
--- lie, not in the order of their ids as every other statement does: deadlocks.
+-- lie, not in the order of their ids as every other statement does: deadlocks. A row that somebody else has locked is not
+-- waited for: see complete_unlocked.sql.
 CREATE FUNCTION workers_complete(session bigint, ids bigint[], tokens bigint[], closed bigint[]) RETURNS bigint[]
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET lock_timeout = '250ms' AS $$
 DECLARE
     deleted bigint[];
 BEGIN

@@ -1,7 +1,7 @@
 -- Four group roles with no more than they need, and the migrator as owner of everything. Not a migration: safe to repeat, and
 -- to be repeated after each one. It works on the current schema. Another prefix than `workers`:
 --   SELECT set_config('workers.role_prefix', 'shop', false)
--- What each role may do is told in docs/security.md; tests/storage/test_postgres_roles.py compares it with the catalog.
+-- What each role may do is told in docs/security.md; tests/storage/test_postgres_roles_rights.py compares it with the catalog.
 DO $$
 DECLARE
     prefix    text := coalesce(nullif(current_setting('workers.role_prefix', true), ''), 'workers');
@@ -56,6 +56,9 @@ BEGIN
         SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure, migrator) FROM pg_proc
         WHERE pronamespace = place AND proname = ANY(for_producers || for_workers || for_nobody)
             AND proowner <> quote_ident(migrator)::regrole
+        UNION ALL
+        SELECT format('ALTER DOMAIN %s OWNER TO %I', oid::regtype, migrator) FROM pg_type
+        WHERE typnamespace = place AND typname = 'workers_payload' AND typowner <> quote_ident(migrator)::regrole
     LOOP
         EXECUTE item.command;
     END LOOP;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import HealthCheck, settings
 from psycopg_pool import AsyncConnectionPool
 
 from tests.helpers.schemas import Schemas
-from tests.helpers.server import RUNS_BEFORE, NoServerError, TestServer, find_server
+from tests.helpers.server import (
+    RUNS_BEFORE,
+    SERVER_ONLY,
+    NoServerError,
+    TestServer,
+    find_server,
+    one_each,
+)
 
 AsyncPool = AsyncConnectionPool[psycopg.AsyncConnection[psycopg.rows.TupleRow]]
 
@@ -22,7 +30,9 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-SERVER = pytest.StashKey[TestServer]()
+#: What is said at the end of the run.
+SERVER = pytest.StashKey[str]()
+MEASURED = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +45,7 @@ def server(pytestconfig: pytest.Config) -> Iterator[TestServer]:
     """The server of this run."""
     try:
         with find_server() as found:
-            pytestconfig.stash[SERVER] = found
+            pytestconfig.stash[SERVER] = str(found)
             yield found
     except NoServerError as error:
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
@@ -105,11 +115,53 @@ async def pool(database_url: str) -> AsyncIterator[AsyncPool]:
         yield opened
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where a run before this one had another server: only what uses the server."""
+    if not os.environ.get(SERVER_ONLY):
+        return
+    used: list[pytest.Item] = []
+    rest: list[pytest.Item] = []
+    for item in items:
+        uses = "server" in getattr(item, "fixturenames", ()) or item.get_closest_marker("server")
+        (used if uses else rest).append(item)
+    config.hook.pytest_deselected(items=rest)
+    items[:] = used
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """With `-n auto`: tests mostly wait, but what is bound to a time must not wait for a processor.
+
+    Each process starts a server of its own; on one that was given the tests run one by one.
+    """
+    return min(2, os.cpu_count() or 1) if one_each() else 0
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a process that runs a part of the tests: hand over what is to be said."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        stash = session.config.stash
+        output["said"] = (stash.get(MEASURED, []), stash.get(SERVER, None))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what one of those processes handed over."""
+    measured, server = getattr(node, "workeroutput", {}).get("said", ([], None))
+    node.config.stash.setdefault(MEASURED, []).extend(measured)
+    if server is not None:
+        node.config.stash[SERVER] = server
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say which server the tests ran on."""
+    """Say what was measured, and on which server."""
+    for line in config.stash.get(MEASURED, []):
+        terminalreporter.write_line(line)
     if before := os.environ.get(RUNS_BEFORE):
         terminalreporter.write_line(before)
+    if os.environ.get(SERVER_ONLY):
+        terminalreporter.write_line("Deselected: tests that use no server, or one of their own.")
     if SERVER in config.stash:
         terminalreporter.write_line(f"Tested on {config.stash[SERVER]}")

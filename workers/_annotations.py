@@ -11,23 +11,31 @@ import inspect
 import sys
 import typing
 from collections import ChainMap
+from collections.abc import Callable
 from types import FrameType, SimpleNamespace
 from typing import Any, ClassVar
 
 from .errors import RegistrationError
 
-__all__ = ["enclosing_frames", "own_annotations", "resolve"]
+__all__ = ["enclosing_frames", "own_annotations", "resolve", "signature"]
 
+# From 3.14 on annotations are evaluated when they are asked for, and may name what is not there (yet).
 if sys.version_info >= (3, 14):
     from annotationlib import Format, get_annotations
 
     def own_annotations(cls: type) -> dict[str, Any]:
         return get_annotations(cls, format=Format.FORWARDREF)
 
+    def signature(function: Callable[..., Any]) -> inspect.Signature:
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+
 else:
 
     def own_annotations(cls: type) -> dict[str, Any]:
         return inspect.get_annotations(cls)
+
+    def signature(function: Callable[..., Any]) -> inspect.Signature:
+        return inspect.signature(function)
 
 
 def enclosing_frames(cls: type) -> tuple[FrameType, ...]:

@@ -116,7 +116,10 @@ class BackgroundJob(Generic[ContextT]):
 
     @abstractmethod
     def run(self, ctx: ContextT, /) -> object:
-        """Do the work; `async def`, or `def` for a thread. An awaitable that is returned is awaited."""
+        """Do the work; `async def`, or `def` for a thread.
+
+        An awaitable that `def run` returns is awaited; of a transactional job it is an error.
+        """
 
     def __repr__(self) -> str:
         try:
@@ -164,7 +167,8 @@ class BackgroundJob(Generic[ContextT]):
         """Write the job in `conn`'s transaction; return its id, None where an identical deduplicated job waits.
 
         A coroutine on an asynchronous connection: await it. `run_at` (aware) or `delay` (seconds or timedelta) makes it
-        wait. Raises InvalidJobError before anything is sent, and UnsupportedConnectionError.
+        wait. Raises, before anything is sent, InvalidJobError, UnsupportedConnectionError, and RegistrationError for a class
+        whose fields can't be stored.
         """
         cls = type(self)
         data = (cls._workers_type or describe(cls)).codec.encode(self)
@@ -247,8 +251,9 @@ class BackgroundJob(Generic[ContextT]):
     ) -> Any:
         """Write all `jobs`, of exactly this class, or none, in one round trip; return their ids in order.
 
-        The keywords and errors are those of `enqueue`. `return_ids=False` is for bulk loads: on psycopg connections the jobs
-        are streamed by COPY, so that `jobs` may be a generator of millions, and None is returned.
+        The keywords and errors are those of `enqueue`. `return_ids=False` is for bulk loads, and returns None: on psycopg
+        connections (not in pipeline mode) ordinary jobs are streamed by COPY, so that `jobs` may be a generator of millions.
+        Deduplicated ones, and other connections, take them all at once.
         """
         given = parameters(cls, priority, queue, run_at, delay)
         payloads, shape = encode_all(cls, jobs), all_ids if return_ids else no_ids

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from ._annotations import signature
 from .errors import ConfigurationError
 from .job import MAX_PRIORITY, MIN_PRIORITY
 
@@ -76,7 +76,7 @@ def seconds(what: str, value: object, *, positive: bool = False, most: float = Y
 def takes_one_argument(function: Callable[..., Any]) -> bool:
     """Whether it can be called with one positional argument, as far as can be seen."""
     try:
-        inspect.signature(function).bind(None)
+        signature(function).bind(None)
     except TypeError:
         return False
     except ValueError:  # a builtin without a signature

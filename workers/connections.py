@@ -6,9 +6,8 @@ A row runs one statement in the transaction that the caller has open, or, in aut
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from psycopg import AsyncCursor, Cursor, ProgrammingError
@@ -19,12 +18,19 @@ from psycopg.rows import tuple_row
 from ._connection_advice import add_advice, advice_on
 from ._connection_types import AsyncConnectionLike, SyncConnectionLike
 from ._enqueue_errors import in_short
+from ._enqueue_statements import (
+    ENQUEUE,
+    ENQUEUE_AT,
+    ENQUEUE_BATCH,
+    ENQUEUE_COPY,
+    ENQUEUE_DEDUPLICATED,
+    Query,
+)
 from .copying import copy, copy_async
 from .errors import UnsupportedConnectionError
 from .job import NewJob
 from .storage.base import Storage
 from .storage.postgres.literals import text_array
-from .storage.postgres.statements import statement
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
@@ -57,34 +63,7 @@ Parameters = dict[str, Any]
 Shape = Callable[[Sequence[Sequence[Any]]], T]
 
 
-# Statements -------------------------------------------------------------------------------------
-
-
-class Query:
-    """One of the enqueue statements, in psycopg's words and in SQLAlchemy's."""
-
-    def __init__(self, name: str) -> None:
-        self.text = statement(name)
-
-    @cached_property
-    def clause(self) -> Any:
-        """The statement for SQLAlchemy.
-
-        `::` after a parameter would be read as part of it. JSON goes through text, as asyncpg asks for the type that the
-        statement gives a parameter first, and some drivers encode jsonb themselves.
-        """
-        from sqlalchemy import text
-
-        json = re.sub(r"%\((\w+)\)s::jsonb", r"CAST(CAST(:\1 AS text) AS jsonb)", self.text)
-        return text(re.sub(r"%\((\w+)\)s::(\w+(?:\[\])?)", r"CAST(:\1 AS \2)", json))
-
-
-ENQUEUE = Query("enqueue")
-ENQUEUE_AT = Query("enqueue_at")
-ENQUEUE_BATCH = Query("enqueue_batch")
-ENQUEUE_DEDUPLICATED = Query("enqueue_deduplicated")
-#: Many ordinary jobs whose ids nobody wants: COPY where the connection can, else as a batch. Its data may be any iterable.
-ENQUEUE_COPY = Query("enqueue_batch")
+# What the statements' rows mean ---------------------------------------------------------------------
 
 
 def first_id(rows: Sequence[Sequence[Any]]) -> int | None:
@@ -263,16 +242,24 @@ _KINDS = {
 
 
 @lru_cache(maxsize=256)
-def _kind_of(kind: type) -> Kind:
+def _kind_of(kind: type) -> Kind | None:
     for base in kind.__mro__:
         if found := _KINDS.get(f"{base.__module__}.{base.__qualname__}"):
             return found
-    raise UnsupportedConnectionError(advice_on(kind))
+    return None
+
+
+def _kind(conn: Any) -> Kind:
+    # what traces connections may stand before them: its type is its own, its class is theirs
+    kind = _kind_of(type(conn)) or _kind_of(conn.__class__)  # type: ignore[arg-type]  # hashable
+    if kind is None:
+        raise UnsupportedConnectionError(advice_on(type(conn)))
+    return kind
 
 
 def run(caller: Caller, conn: Any, query: Query, parameters: Parameters, shape: Shape[Any]) -> Any:
     """Run `query` on `conn`; an awaitable where that is asynchronous. Raises UnsupportedConnectionError."""
-    kind = _kind_of(type(conn))  # type: ignore[arg-type]  # a class is hashable
+    kind = _kind(conn)
     if query is ENQUEUE_COPY and not kind.streams:
         parameters["data"] = list(parameters["data"])
     plain = (known := caller._workers_type) is not None and not known.secrets  # as nearly all are
@@ -283,7 +270,7 @@ def run(caller: Caller, conn: Any, query: Query, parameters: Parameters, shape: 
 
 def nothing(caller: type, conn: Any, shape: Shape[Any]) -> Any:
     """The result of an empty batch, in the way of `conn`."""
-    kind = _kind_of(type(conn))  # type: ignore[arg-type]  # a class is hashable
+    kind = _kind(conn)
     return _named(_nothing(shape), caller, shape) if kind.is_async else shape(())
 
 

@@ -56,7 +56,7 @@ class CurrentJob:
 
     @property
     def claim_token(self) -> str:
-        """Unique to this claim: whoever holds a later claim of the job has another one. A key for outside effects."""
+        """Of this claim alone: tells attempts apart. As the key of an effect that is to happen once, use `id`."""
         return f"{self._session}-{self._job.token}"
 
     @property

@@ -12,7 +12,7 @@ from datetime import timedelta
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from ._annotations import own_annotations
+from ._annotations import own_annotations, signature
 from .backoff import Backoff, as_backoff
 from .config import check_name, check_number, check_priority, seconds, takes_one_argument
 from .errors import ConfigurationError
@@ -184,7 +184,7 @@ def _check_run(where: str, run: Any) -> None:
         )
     arguments = (None,) if isinstance(run, staticmethod) else (None, None)
     try:
-        inspect.signature(function).bind(*arguments)
+        signature(function).bind(*arguments)
     except TypeError:
         raise ConfigurationError(
             f"{where}.run can't be called with one argument, the runner's context: {advice}"

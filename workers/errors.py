@@ -50,7 +50,7 @@ class UnsupportedConnectionError(WorkersError, TypeError):
 
 
 class MigrationError(WorkersError):
-    """The tables are missing, or older than this version of the library needs."""
+    """The tables are missing, or not those of this version of the library; or its roles can't be made as they have to be."""
 
 
 class RunnerError(WorkersError):
@@ -104,7 +104,10 @@ class Discard(Exception):  # noqa: N818 - control flow, not an error
 
 
 class Snooze(Exception):  # noqa: N818 - control flow, not an error
-    """Raised by a job to be run again after `delay` (seconds or timedelta); counts no attempt."""
+    """Raised by a job to be run again after `delay` (seconds or timedelta); counts no attempt.
+
+    Raises ConfigurationError for anything else, and for more than 100 years.
+    """
 
     def __init__(self, delay: float | timedelta) -> None:
         seconds: object = delay.total_seconds() if isinstance(delay, timedelta) else delay

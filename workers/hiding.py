@@ -44,7 +44,7 @@ _MOST_FORMS, _MOST_WORK = 2000, 50_000_000
 _SHORT = 4
 #: What is shorter is no base64: three bytes, or fewer and what fills them up.
 _BASE64 = 4
-#: Lines of a longer text are looked for one by one, as they may be indented.
+#: The shortest line of a longer text, which may be indented, and the shortest piece of base64, that is looked for.
 _LINE = 8
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d")
@@ -66,8 +66,8 @@ hiding: ContextVar[Hiding] = ContextVar("workers_hiding")
 class Hiding:
     """Takes what stands in the fields `names` of the payload `data` out of texts.
 
-    It is found as it is, and as Python, JSON and URLs quote it; not in pieces, and not under other guises. The keys in it
-    are, too, but for those that are names of fields: `job_class` has them.
+    It is found as it is, and as Python, JSON, URLs and base64 write it; not in pieces, and not under other guises. The keys
+    in it are, too, but for those that are names of fields: `job_class` has them.
     """
 
     def __init__(self, data: str, names: frozenset[str], job_class: type | None = None) -> None:
@@ -155,6 +155,7 @@ def _forms_of(leaf: str) -> Iterator[str]:
                 yield from _quoted(line)
     for text in (*_times(leaf), *_bytes(leaf)):
         yield from _quoted(text)
+    yield from _in_base64(leaf)
 
 
 def _bytes(leaf: str) -> tuple[str, ...]:
@@ -166,6 +167,18 @@ def _bytes(leaf: str) -> tuple[str, ...]:
     except (binascii.Error, ValueError):
         return ()
     return (repr(blob)[2:-1], blob.decode("utf-8", "backslashreplace")) if blob.strip() else ()
+
+
+def _in_base64(leaf: str) -> Iterator[str]:
+    """What base64 writes for `leaf`, by itself or behind other bytes: all that does not depend on what is beside it."""
+    raw = leaf.encode("utf-8", "backslashreplace")
+    forms = [base64.b64encode(raw).decode()]
+    for before, shared in enumerate((0, 2, 3)):
+        whole = 8 * (before + len(raw)) // 6
+        forms.append(base64.b64encode(bytes(before) + raw).decode()[shared:whole])
+    for form in forms:
+        if len(form) >= _LINE:
+            yield from (form, form.replace("+", "-").replace("/", "_"))
 
 
 def _times(leaf: str) -> Iterator[str]:

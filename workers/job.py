@@ -33,7 +33,7 @@ class Priority(IntEnum):
 
 
 class JobState(StrEnum):
-    """Where a job stands (DESIGN: scheduled, available, running, then gone, retried or dead)."""
+    """Where a job stands (scheduled, available, running, then gone, retryable or dead)."""
 
     SCHEDULED = "scheduled"
     AVAILABLE = "available"

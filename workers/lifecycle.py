@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from .backoff import Backoff, Exponential
+from .config import YEAR
 from .job import ClaimedJob
 
 __all__ = [
@@ -43,8 +44,8 @@ __all__ = [
     "decide",
 ]
 
-#: No retry waits longer than this: an interval that overflows in SQL would stop the queue for everyone.
-MAX_DELAY = 10 * 365 * 86_400.0
+#: No job waits longer than this: an interval that overflows in SQL would stop the queue for everyone.
+MAX_DELAY = 100 * YEAR
 #: Where a user's backoff has nothing usable to say.
 _FALLBACK_DELAY = 60.0
 

@@ -60,18 +60,19 @@ def _is_marked(annotation: object, place: str) -> bool:
 
 def _reachable(annotation: object) -> Iterator[object]:
     """All that `annotation` is made of."""
-    open_, seen = [annotation], set()
+    open_ = [annotation]
+    # kept alive: another one would get the address of one that is gone, and be taken for it
+    seen: dict[int, object] = {}
     while open_:
         item = open_.pop()
         if id(item) in seen:
             continue
         yield item
-        seen.add(id(item))
+        seen[id(item)] = item
         open_ += getattr(item, "__metadata__", ())
         open_ += typing.get_args(item)
-        for inner in (typing.get_origin(item), getattr(item, "__value__", None)):
-            if inner is not None:
-                open_.append(inner)
+        named = [getattr(item, name, None) for name in ("__value__", "__supertype__")]
+        open_ += [inner for inner in (typing.get_origin(item), *named) if inner is not None]
         if isinstance(item, type) and item.__module__ != "builtins":
             open_ += _annotations(item)
 

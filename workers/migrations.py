@@ -50,12 +50,15 @@ CREATE TABLE workers_migrations (
 )"""
 VERSIONS = "SELECT version FROM workers_migrations"
 # New objects are to belong to whom the others do: `workers migrate --roles` gives them to a group whose members migrate.
-ACT_AS_OWNER = """\
-SELECT current_setting('role'), set_config('role', tableowner, true)
+OWNER = """\
+SELECT tableowner, current_setting('role'), current_setting('search_path')
 FROM pg_tables
 WHERE schemaname = current_schema() AND tablename = 'workers_migrations'
     AND tableowner <> current_user AND pg_has_role(tableowner, 'MEMBER')"""
-ACT_AS_BEFORE = "SELECT set_config('role', %s, true)"
+# "$user" on it would be another schema for another role.
+PIN_SCHEMA = "SELECT set_config('search_path', quote_ident(current_schema()), true)"
+SET_ROLE = "SELECT set_config('role', %s, true)"
+SET_SEARCH_PATH = "SELECT set_config('search_path', %s, true)"
 RECORD = "INSERT INTO workers_migrations (version, name) VALUES (%s, %s)"
 
 
@@ -78,8 +81,8 @@ def migrate(target: Target) -> list[str] | Awaitable[list[str]]:
     and find nothing to do. Versions newer than this library's own are left alone.
 
     Returns the names of the migrations that were applied, oldest first; [] if there were none.
-    Raises MigrationError when the connection has no current schema, ConfigurationError for a DSN that can't be read, and
-    psycopg.Error.
+    Raises MigrationError when the connection has no current schema, ConfigurationError for a DSN that can't be read,
+    UnsupportedConnectionError for another kind of connection, and psycopg.Error.
     """
     return run_steps(target, _migrate, "migrate")
 
@@ -117,12 +120,16 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
         yield CREATE_TABLE, None
     applied = {version for (version,) in (yield VERSIONS, None)}
     pending = [m for m in _load() if m.version not in applied]
-    before = (yield ACT_AS_OWNER, None) if pending else []
+    other = (yield OWNER, None) if pending else []
+    for owner, _, _ in other:
+        yield PIN_SCHEMA, None
+        yield SET_ROLE, (owner,)
     for migration in pending:
         yield migration.sql, None
         yield RECORD, (migration.version, migration.name)
-    for role, _ in before:
-        yield ACT_AS_BEFORE, (role,)
+    for _, role, search_path in other:
+        yield SET_ROLE, (role,)
+        yield SET_SEARCH_PATH, (search_path,)
     return [m.name for m in pending]
 
 
@@ -175,7 +182,8 @@ def run_steps(target: object, plan: Callable[[bool], Steps[T]], name: str) -> T 
 
 def _run_sync(conn: psycopg.Connection[Any], plan: Callable[[bool], Steps[T]]) -> T:
     steps = plan(conn.info.transaction_status == TransactionStatus.IDLE)
-    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cur:
+    # not the connection's own kind of cursor, which may know $1 only
+    with conn.transaction(), psycopg.Cursor(conn, row_factory=tuple_row) as cur:
         try:
             query, params = next(steps)
             while True:
@@ -187,7 +195,7 @@ def _run_sync(conn: psycopg.Connection[Any], plan: Callable[[bool], Steps[T]]) -
 
 async def _run_async(conn: psycopg.AsyncConnection[Any], plan: Callable[[bool], Steps[T]]) -> T:
     steps = plan(conn.info.transaction_status == TransactionStatus.IDLE)
-    async with conn.transaction(), conn.cursor(row_factory=tuple_row) as cur:
+    async with conn.transaction(), psycopg.AsyncCursor(conn, row_factory=tuple_row) as cur:
         try:
             query, params = next(steps)
             while True:

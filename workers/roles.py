@@ -53,6 +53,9 @@ FROM (
     UNION ALL
     SELECT proowner, proname FROM pg_proc
     WHERE pronamespace = quote_ident(current_schema())::regnamespace AND starts_with(proname, 'workers_')
+    UNION ALL
+    SELECT typowner, typname FROM pg_type
+    WHERE typnamespace = quote_ident(current_schema())::regnamespace AND typname = 'workers_payload'
 ) AS owned
 JOIN pg_roles AS owner ON owner.oid = owned.owner
 WHERE NOT pg_has_role(current_user, owned.owner, 'USAGE')
@@ -84,7 +87,7 @@ def apply_roles(target: Target, prefix: str = PREFIX) -> list[str] | Awaitable[l
     and are to be kept apart, a prefix each. A schema has one prefix.
 
     Returns the names of the roles. Raises MigrationError, with what to do, where the user may not, or the schema is not
-    safe; ConfigurationError for a prefix that can't be one; psycopg.Error.
+    safe; ConfigurationError for a prefix that can't be one; UnsupportedConnectionError; psycopg.Error.
     """
     names = role_names(prefix)
     return run_steps(target, partial(_apply, prefix, names), "apply_roles")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import logging
 import signal
+import sys
+from collections.abc import Iterator
 from datetime import timedelta
+from types import FrameType
 from typing import Any, Generic, Self, TypeVar
 
 import anyio
@@ -71,6 +75,8 @@ class Runner(Generic[ContextT]):
         self._queues: dict[str, QueueConfig] = {}
         self._until_empty = False
         self._started = False
+        #: Whether `run` has ended because of a signal, and not because the queues were empty.
+        self._told_to_end = False
 
     @property
     def loop_stall_limit(self) -> float:
@@ -169,30 +175,19 @@ class Runner(Generic[ContextT]):
         """Run as a process of its own: until SIGTERM or SIGINT, which let running jobs finish; a second one does not wait.
 
         Returns the ids of jobs that would not end. Raises what made the runner die. When it is cancelled it stops the jobs
-        that run, which go back uncounted, and ends.
+        that run, which go back uncounted, and ends. Handlers that the loop itself has for these signals are called, too.
         """
         handle = self.start(on_stall=on_stall)
-        loop = asyncio.get_running_loop()
-        before = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous = signal.getsignal(number)
+        with _signals_to(handle):
             try:
-                loop.add_signal_handler(number, _on_signal, handle, number)
-                before[number] = previous
-            # not the main thread, or not this platform
-            except (NotImplementedError, RuntimeError, ValueError):
-                logger.debug("no handler for %s here", number)
-        try:
-            return await handle.wait_for_shutdown()
-        except asyncio.CancelledError:  # nobody else has the handle
-            handle.shutdown(grace=0.0)
-            with anyio.CancelScope(shield=True):
-                await handle.wait_for_shutdown()
-            raise
-        finally:
-            for number, previous in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, previous or signal.SIG_DFL)
+                return await handle.wait_for_shutdown()
+            except asyncio.CancelledError:  # nobody else has the handle
+                handle.shutdown(grace=0.0)
+                with anyio.CancelScope(shield=True):
+                    await handle.wait_for_shutdown()
+                raise
+            finally:
+                self._told_to_end = handle.shutting_down
 
     def start_in_thread(self) -> RunnerThread:
         """Host the runner in a synchronous program: a thread with an event loop of its own.
@@ -232,6 +227,33 @@ class Runner(Generic[ContextT]):
     def _refuse_late(self, what: str) -> None:
         if self._started:  # a running one would not notice, or only half of it
             raise RunnerError(f"this Runner has been started: {what} before start()")
+
+
+@contextlib.contextmanager
+def _signals_to(handle: RunnerHandle) -> Iterator[None]:
+    """SIGTERM and SIGINT shut the runner down; where there can be no handlers, nothing.
+
+    By `signal.signal`, as asyncio itself does for SIGINT: the loop's own handlers are an application's, and can't be asked
+    for, so that they could not be put back.
+    """
+    loop = asyncio.get_running_loop()
+
+    def take(number: int, frame: FrameType | None) -> None:
+        # this wakes the loop, too; in the rare case that another thread was interrupted, the session's next tick does
+        loop.call_soon_threadsafe(_on_signal, handle, signal.Signals(number))
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT) if sys.platform != "win32" else ():
+        try:
+            before[number] = signal.signal(number, take)
+        except ValueError:  # not the main thread
+            logger.debug("no handler for %s here", number)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            if signal.getsignal(number) is take:  # else it is somebody's who came later
+                signal.signal(number, previous or signal.SIG_DFL)
 
 
 def _on_signal(handle: RunnerHandle, number: signal.Signals) -> None:

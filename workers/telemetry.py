@@ -71,7 +71,7 @@ class JobDied(Event, frozen=True, kw_only=True):
 
 
 class JobFenced(Event, frozen=True, kw_only=True):
-    """A write was refused because the job is no longer this session's."""
+    """A job ran, and its outcome is not written: it is no longer this session's. Instead of JobFinished, or after it."""
 
     job_id: int
 

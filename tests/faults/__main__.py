@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import signal
 import sys
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from tests.helpers.server import NoServerError, find_server
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-HEADER = f"{'row':<5}{'fault':<44}{'injected':>9}{'jobs':>10}{'lost':>6}{'twice':>7}{'worst recovery':>16}  result"
+HEADER = f"{'row':<5}{'fault':<44}{'injected':>9}{'jobs':>12}{'lost':>6}{'twice':>7}{'worst recovery':>16}  result"
 
 
 def main() -> int:
     """Run what was asked for."""
     options = _arguments()
+    # whoever is told to end takes the servers along
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     rows = [ROWS[name] for name in options.row or ROWS]
     scale = Scale.QUICK if options.quick else Scale.FULL
     reports: list[Report] = []
@@ -71,11 +74,11 @@ def _show(report: Report, options: argparse.Namespace) -> None:
         return
     if report.not_run:
         print(
-            f"{report.row:<5}{report.fault[:43]:<44}{'':>52}  not run: {report.not_run}", flush=True
+            f"{report.row:<5}{report.fault[:43]:<44}{'':>50}  not run: {report.not_run}", flush=True
         )
         return
     print(
-        f"{report.row:<5}{report.fault[:43]:<44}{report.injected:>9,}{report.jobs:>10,}{report.lost:>6}"
+        f"{report.row:<5}{report.fault[:43]:<44}{report.injected:>9,}{report.jobs:>12,}{report.lost:>6}"
         f"{report.duplicated:>7}{_seconds(report):>16}  {'passed' if report.passed else 'FAILED'}"
         f" in {report.seconds:.0f} s",
         flush=True,

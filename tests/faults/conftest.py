@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.conftest import MEASURED
 from tests.helpers.history import History
 from tests.helpers.nursery import Nursery, nursery
 from tests.helpers.own_server import NoOwnServerError, OwnServer, own_server
@@ -75,14 +76,3 @@ def say(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Say:
     """Print a measurement past the capture of output, at the end of the run."""
     measured = pytestconfig.stash.setdefault(MEASURED, [])
     return lambda text: measured.append(f"{request.node.name}: {text}")
-
-
-MEASURED = pytest.StashKey[list[str]]()
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """What the fault tests measured."""
-    for line in config.stash.get(MEASURED, []):
-        terminalreporter.write_line(line)

@@ -48,6 +48,8 @@ def test_a_worker_that_was_frozen_past_its_lease_is_fenced(
     frozen.open()
     history.wait_for("end", count=3, where=by(frozen.name))
     assert left(conn)["background_jobs"] == 6, "the heir is still at them"
+    fenced = history.wait_for("fenced", count=6, where=by(frozen.name))
+    assert {event.job for event in fenced} == {*held, *in_threads}
     heir.open()
     history.wait_for("end", count=6, where=by(heir.name))
     heir.send(signal.SIGTERM)
@@ -79,7 +81,9 @@ def test_what_a_frozen_worker_had_claimed_in_advance_is_not_started_late(
         member.send(signal.SIGTERM)
         assert member.wait() == 0
     (woken,) = history.events("woken")
-    late = history.events("start", where=lambda event: woken.at < event.at < lost.at)
-    assert [event for event in late if event.process == frozen.name] == []
+    late = history.events("start", where=by(frozen.name))
+    late = [event for event in late if woken.at < event.at < lost.at]
+    # the stop may fall between its look at the lease and the first line of the job: of one job, as there is one loop
+    assert len(late) <= 1, late
     assert workers.start("brief", "--until-empty").wait() == 0
     assert check(history.events(), ids).lost == []

@@ -20,14 +20,14 @@ import psycopg
 import pytest
 from anyio import to_thread
 
-from tests.helpers.fault_jobs import Brief, Stage
+from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Stage
 from tests.helpers.history import History
 from tests.helpers.own_server import NoOwnServerError, OwnServer, own_server
 from tests.helpers.proxy import Proxy, proxy_to
 from tests.helpers.runners import arrived, eventually, hosted
 from tests.helpers.server import connection_url
 from workers import migrate
-from workers.storage.postgres import session
+from workers.storage.postgres import session, transactions
 from workers.storage.postgres.storage import PostgresStorage
 
 TCP = "SELECT name, setting::int FROM pg_settings WHERE starts_with(name, 'tcp') ORDER BY 1"
@@ -135,6 +135,29 @@ async def test_a_runner_gets_over_a_half_open_control_link(
         began = time.monotonic()
     assert time.monotonic() - began < 5
     assert conn.execute("SELECT count(*) FROM worker_sessions").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("kind", [Effect, EffectInThread])
+async def test_a_commit_whose_reply_never_comes_keeps_no_worker(
+    conn: psycopg.Connection,
+    proxy: Proxy,
+    history: History,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Effect] | type[EffectInThread],
+) -> None:
+    """The end of a transactional job: by then neither its timeout nor the shutdown could free its worker."""
+    monkeypatch.setattr(transactions, "STATEMENT_SECONDS", 0.5)
+    conn.execute(EFFECTS)
+    async with hosted(proxy.url, Stage("here", history.add), kind, num_workers=1):
+        held = proxy.hold_reply("COMMIT")
+        first = kind(key=1).enqueue(conn)
+        await to_thread.run_sync(held.wait)
+        second = kind(key=2).enqueue(conn)
+        await arrived(history, "end", where=lambda event: event.job == second)
+        gone = lambda: not conn.execute("SELECT FROM background_jobs").fetchall()  # noqa: E731
+        await to_thread.run_sync(eventually, gone)
+    assert conn.execute("SELECT job FROM effects ORDER BY job").fetchall() == [(first,), (second,)]
+    assert [event.job for event in history.events("start")] == [first, second]
 
 
 # ------------------------------------------------------------------------------------------------------------------- forks

@@ -12,7 +12,7 @@ __all__ = ["django_database"]
 
 
 @contextmanager
-def django_database(url: str) -> Iterator[Any]:
+def django_database(url: str, **options: Any) -> Iterator[Any]:
     """Django with `url` as its default database."""
     import django
     from django.conf import settings
@@ -31,7 +31,7 @@ def django_database(url: str) -> Iterator[Any]:
         "PASSWORD": given.pop("password", ""),
         "HOST": given.pop("host", ""),
         "PORT": given.pop("port", ""),
-        "OPTIONS": given,
+        "OPTIONS": given | options,
     }
     connections.settings["default"] = ConnectionHandler({"default": default}).settings["default"]
     yield connection

@@ -56,6 +56,23 @@ class Target:
         self.end(self.owner.rollback())
 
 
+class Traced:
+    """What a tracer puts in front of a connection: everything is forwarded, __class__ too, and cursors are wrapped alike."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+
+    @property  # type: ignore[misc]  # as wrapt does it
+    def __class__(self) -> Any:
+        return type(self._wrapped)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def cursor(self, **settings: Any) -> Traced:
+        return Traced(self._wrapped.cursor(**settings))
+
+
 # psycopg ----------------------------------------------------------------------------------------
 
 
@@ -78,6 +95,18 @@ def _cursor(
 
 
 @contextmanager
+def _traced(url: str) -> Iterator[Target]:
+    with _connection(url) as target:
+        yield Target(Traced(target.conn))
+
+
+@contextmanager
+def _traced_cursor(url: str) -> Iterator[Target]:
+    with _cursor(url) as target:
+        yield Target(Traced(target.conn), target.owner)
+
+
+@contextmanager
 def _pool(url: str, **settings: Any) -> Iterator[Target]:
     with ConnectionPool(url, min_size=0, max_size=1, open=False, kwargs=settings) as pool:
         yield Target(pool)
@@ -95,6 +124,12 @@ async def _async_cursor(url: str) -> AsyncIterator[Target]:
     async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as conn:
         yield Target(conn.cursor(), conn)
         await conn.rollback()
+
+
+@asynccontextmanager
+async def _async_traced(url: str) -> AsyncIterator[Target]:
+    async with _async_connection(url) as target:
+        yield Target(Traced(target.conn))
 
 
 @asynccontextmanager
@@ -201,18 +236,18 @@ async def _async_core(url: str, driver: str, **settings: Any) -> AsyncIterator[T
 
 
 @contextmanager
-def _django(url: str, *, proxy: bool = True) -> Iterator[Target]:
+def _django(url: str, *, proxy: bool = True, **options: Any) -> Iterator[Target]:
     """In autocommit, which is Django's default."""
     from django.db import connections
 
-    with django_database(url) as connection:
+    with django_database(url, **options) as connection:
         yield Target(connection if proxy else connections["default"])
 
 
 @contextmanager
-def _django_atomic(url: str) -> Iterator[Target]:
+def _django_atomic(url: str, **options: Any) -> Iterator[Target]:
     """In a transaction that the test ends by hand, as atomic() would at its end."""
-    with _django(url) as target:
+    with _django(url, **options) as target:
         target.conn.set_autocommit(False)
         yield target
         target.rollback()
@@ -233,7 +268,10 @@ SETTLED: dict[str, Opener] = {
     "psycopg binary cursor": partial(_cursor, binary=True),
     "psycopg server cursor": partial(_cursor, name="mine"),
     "psycopg client cursor": partial(_cursor, factory=psycopg.ClientCursor),
+    "psycopg traced": _traced,
+    "psycopg traced cursor": _traced_cursor,
     "psycopg async": _async_connection,
+    "psycopg async traced": _async_traced,
     "psycopg async dict_row": partial(_async_connection, row_factory=dict_row),
     "psycopg async RawCursor": partial(_async_connection, cursor_factory=psycopg.AsyncRawCursor),
     "psycopg async cursor": _async_cursor,
@@ -248,6 +286,7 @@ SETTLED: dict[str, Opener] = {
     "sqlalchemy asyncpg connection": partial(_async_core, driver="asyncpg"),
     "sqlalchemy asyncpg scoped_session": _async_scoped,
     "django": _django_atomic,
+    "django server-side binding": partial(_django_atomic, server_side_binding=True),
 }
 
 ATOMIC: dict[str, Opener] = {

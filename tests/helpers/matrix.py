@@ -1,4 +1,4 @@
-"""Run the test suite on two major versions of PostgreSQL, as far as they can be reached.
+"""Run the test suite on two major versions of PostgreSQL, as far as they can be reached; on the second what uses the server.
 
 The arguments go to pytest. WORKERS_TEST_DATABASE_URL and WORKERS_TEST_DATABASE_URL_2 name the servers; in their place
 stand the embedded server, a database `test` on 127.0.0.1:5432, and a container, if they answer and are not of the
@@ -14,7 +14,7 @@ import warnings
 
 import psycopg
 
-from tests.helpers.server import CONTAINER, RUNS_BEFORE, URL_VARIABLE, docker_answers
+from tests.helpers.server import CONTAINER, RUNS_BEFORE, SERVER_ONLY, URL_VARIABLE, docker_answers
 from workers.embedded import SCHEME as EMBEDDED
 
 LOCAL = [f"postgresql://{login}127.0.0.1:5432/test" for login in ("", "postgres@", "test:test@")]
@@ -30,6 +30,8 @@ def main() -> int:
         before = f"Passed before this on {', '.join(done)}." if done else ""
         note = before if len(servers) > 1 else lone
         environment = os.environ | {URL_VARIABLE: url, RUNS_BEFORE: note}
+        if done:  # the others would run the same once more
+            environment[SERVER_ONLY] = "1"
         code = subprocess.call([sys.executable, "-m", "pytest", *sys.argv[1:]], env=environment)
         if code != 0:
             return code

@@ -24,6 +24,7 @@ from workers.errors import ConfigurationError
 URL_VARIABLE = "WORKERS_TEST_DATABASE_URL"
 CONTAINER = "container:"  # as in container:postgres:15, the image to run
 RUNS_BEFORE = "WORKERS_TEST_RUNS_BEFORE"  # what `make ci` wants said at the end of a run
+SERVER_ONLY = "WORKERS_TEST_SERVER_ONLY"  # set to leave out the tests that use no server
 DEFAULT_IMAGE = "postgres:18"
 
 # Nothing that a test writes has to survive a crash of the machine.
@@ -61,6 +62,8 @@ def find_server(*, durable: bool = False) -> Iterator[TestServer]:
         url = CONTAINER + DEFAULT_IMAGE if docker_answers() else EMBEDDED
     opened: contextlib.AbstractContextManager[tuple[str, str]]
     if url.startswith(CONTAINER):
+        if not docker_answers():
+            raise NoServerError(f"{URL_VARIABLE} is {url}, and no Docker engine answers")
         opened = _container(url.removeprefix(CONTAINER), settings)
     elif url.startswith(EMBEDDED):
         opened = _embedded(url.removeprefix(EMBEDDED), settings)
@@ -68,6 +71,12 @@ def find_server(*, durable: bool = False) -> Iterator[TestServer]:
         opened = contextlib.nullcontext((url, URL_VARIABLE))
     with opened as (dsn, source):
         yield TestServer(dsn, source, _version(dsn, source))
+
+
+def one_each() -> bool:
+    """Whether each process of a test run can have a server of its own: not where one was named, or none can be started."""
+    url = os.environ.get(URL_VARIABLE, "")
+    return docker_answers() if url.startswith(CONTAINER) else url.startswith(EMBEDDED) or not url
 
 
 def docker_answers() -> bool:

@@ -23,6 +23,7 @@ import asyncio, ctypes, logging, os, sys, threading, time
 from contextlib import asynccontextmanager
 from workers import BackgroundJob, Runner
 from workers.runtime import crew
+from workers.runtime.session import SessionKeeper
 
 class Asks(BackgroundJob):
     async def run(self, ctx):
@@ -72,6 +73,17 @@ class LeavesBehind(BackgroundJob):
             try: await asyncio.sleep(600)
             except asyncio.CancelledError: pass
 
+class ExitsInOrder(BackgroundJob):
+    max_crashes = 1
+    async def run(self, ctx):
+        os._exit(0)
+
+class KillsRunner(BackgroundJob):
+    def run(self, ctx):
+        def fail(keeper): raise RuntimeError("no clock")
+        SessionKeeper._tick = fail
+        time.sleep(600)
+
 class Logs(BackgroundJob):
     async def run(self, ctx):
         logging.getLogger("shop").info("sold to %s", ctx)
@@ -79,9 +91,17 @@ class Logs(BackgroundJob):
 def runner(database_url):
     crew.LAST_SECONDS = 0.1  # patience with a thread that never ends
     made = Runner(database_url, None, loop_stall_limit=0.5)
-    for job_class in (Asks, Waits, WaitsInThread, Blocks, HoldsGil, Floods):
+    for job_class in (Asks, Waits, WaitsInThread, Blocks, HoldsGil, Floods, ExitsInOrder, Logs):
         made.register_job_type(job_class)
     return made
+
+def dies(database_url):
+    crew.LAST_SECONDS = 0.1
+    return Runner(database_url, None, grace=0).register_job_type(KillsRunner)
+
+def starts_late(database_url):
+    print("starts", flush=True)
+    time.sleep(600)
 
 def bad_jobs(database_url):
     made = Runner(database_url, []).register_job_type(EndsLoop).register_job_type(LeavesBehind)
@@ -91,6 +111,11 @@ def bad_jobs(database_url):
 async def until_empty(database_url):
     yield Runner(database_url, "somebody").register_job_type(Logs).shutdown_when_queue_empty()
     os.write(1, b"closed\\n")  # whole lines, also where several write at once
+
+@asynccontextmanager
+async def fails_at_the_end(database_url):
+    yield bad_jobs(database_url)
+    raise OSError("the mailer can't be closed")
 
 async def own_logging(database_url):
     logging.basicConfig(format="MINE %(message)s", level="INFO")
@@ -129,6 +154,17 @@ def _runner(): ...
 """
 
 
+#: In Python's development mode asyncio tells what it does, and of whatever takes a tenth of a second, as anything may on a
+#: busy machine; its other warnings are to be seen.
+QUIET = """
+import logging
+def is_no_delay(record): return not record.getMessage().startswith("Executing ")
+logger = logging.getLogger("asyncio")
+logger.setLevel("WARNING")
+logger.addFilter(is_no_delay)
+"""
+
+
 class Asks(BackgroundJob[None]):
     async def run(self, ctx: None) -> None: ...
 
@@ -146,6 +182,12 @@ class HoldsGil(Asks): ...
 
 
 class Floods(Asks): ...
+
+
+class ExitsInOrder(Asks): ...
+
+
+class KillsRunner(Asks): ...
 
 
 class EndsLoop(Asks):
@@ -192,6 +234,10 @@ class Shop:
         # no database but the one that a test names; warnings are errors here, too
         inherited = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
         self.environment = inherited | {"PYTHONWARNINGS": "error"}
+        if sys.flags.dev_mode:
+            (directory / "sitecustomize.py").write_text(QUIET)
+            self.environment["PYTHONPATH"] = str(directory)
+            exec(QUIET, {})  # and for `invoke`
         self.processes: list[Process] = []
 
     def call(self, *args: str, **environment: str) -> Ended:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -14,6 +16,12 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import World, drain, running
 from workers import BackgroundJob
+from workers.job import ClaimedJob
+from workers.job_type import describe
+from workers.lifecycle import Failed, Interrupted
+from workers.runtime.attempt import Attempt
+from workers.runtime.executor import Executor
+from workers.storage.postgres.storage import PostgresStorage
 
 ROWS = "SELECT data->>'how', retries, last_error FROM background_jobs ORDER BY id"
 WORDS = "the job cancelled the task it ran in"
@@ -192,6 +200,51 @@ async def test_a_stray_cancellation_ends_no_worker(
     assert conn.execute(ROWS).fetchall() == []
 
 
+@pytest.mark.parametrize("transactional", [False, True])
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_a_job_that_had_not_begun_is_innocent_of_its_cancellation(
+    pool: AsyncPool, transactional: bool, in_thread: bool
+) -> None:
+    """However often one hits it that another job left behind: an attempt is not counted. One that had is believed once."""
+    begun: list[str] = []
+    name, uses_transaction = "hit", transactional
+
+    class Hit(BackgroundJob[Any]):
+        job_name = name
+        transactional = uses_transaction
+
+        async def run(self, ctx: Any) -> None:
+            begun.append("async")
+            await asyncio.sleep(10)
+
+    class HitInThread(BackgroundJob[Any]):
+        job_name = name
+        transactional = uses_transaction
+
+        def run(self, ctx: Any) -> None:
+            begun.append("in thread")
+
+    job = ClaimedJob(1, name, "default", 0, "{}", 0, 0, False, 1)
+    job_type = describe(HitInThread if in_thread else Hit)
+    storage = PostgresStorage(pool)
+    executor = Executor(storage, None, copy_context(), 1, set(), lambda: False)
+    outcomes = []
+    for _ in range(3):
+        attempt = Attempt(job, job_type, me(), time.monotonic(), fresh=False)
+        asyncio.get_running_loop().call_soon(me().cancel)
+        outcome, _ = await executor.run(attempt, 1)
+        me().uncancel()
+        assert attempt.spoiled
+        outcomes.append(type(outcome))
+    await storage.close()
+    if in_thread or transactional:
+        assert begun == []
+        assert outcomes == [Interrupted] * 3
+    else:
+        assert begun == ["async"] * 3
+        assert outcomes == [Interrupted, Failed, Interrupted]
+
+
 async def test_a_worker_is_replaced_when_a_job_leaves_a_cancelled_scope_behind(
     pool: AsyncPool, conn: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,9 +275,9 @@ async def test_a_worker_is_replaced_when_a_job_leaves_a_cancelled_scope_behind(
 
 
 LEAKS: dict[str, Callable[[], Any]] = {
-    "a timeout": lambda: asyncio.timeout(0.05).__aenter__(),
-    "a scope": lambda: anyio.move_on_after(0.05).__enter__(),
-    "a call": lambda: asyncio.get_running_loop().call_later(0.05, me().cancel),
+    "a timeout": lambda: asyncio.timeout(0.3).__aenter__(),
+    "a scope": lambda: anyio.move_on_after(0.3).__enter__(),
+    "a call": lambda: asyncio.get_running_loop().call_later(0.3, me().cancel),
 }
 
 

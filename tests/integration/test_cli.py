@@ -197,7 +197,8 @@ def test_errors_of_a_process_are_one_line(shop: Shop) -> None:
         ("wrong:x", "wrong can't be imported: SyntaxError"),
         (
             "shop:nothing",
-            "module shop has no 'nothing'; it has runner, bad_jobs, until_empty, own_logging, silent\n",
+            "module shop has no 'nothing'; it has runner, dies, starts_late, bad_jobs, until_empty, "
+            "fails_at_the_end, own_logging, silent\n",
         ),
         ("made:nope", "module made has no 'nope'; it has ready, build, make_runner, shop\n"),
         ("shop:sys.path", "it is of type list"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.helpers.running import PATIENCE, eventually
-from tests.helpers.shop import Asks, Logs, Shop, Waits, opened_shop
+from tests.helpers.shop import Asks, ExitsInOrder, Logs, Shop, Waits, opened_shop
 
 SESSIONS = "SELECT count(*) FROM worker_sessions WHERE alive"
 
@@ -28,6 +30,15 @@ def children(conn: psycopg.Connection) -> list[int]:
     """The process ids of the runners that live, oldest first."""
     query = b"SELECT split_part(name, ':', 2)::int FROM worker_sessions WHERE alive ORDER BY id"
     return [pid for (pid,) in conn.execute(query)]
+
+
+async def replaced(conn: psycopg.Connection, gone: int, kept: int) -> None:
+    """Wait until of these two one has been replaced."""
+    others = f"count(*) FILTER (WHERE name NOT LIKE '%:{gone}')"
+    await eventually(conn, f"SELECT {others}, count(*) FROM worker_sessions", [(2, 2)])
+    older, new = children(conn)
+    assert older == kept
+    assert new not in (gone, kept)
 
 
 async def test_signals_are_passed_on_and_jobs_finish(
@@ -61,13 +72,88 @@ async def test_one_that_dies_is_replaced(
     assert parent.pid not in (first, second)
     os.kill(first, signal.SIGKILL)
     parent.wait_for("was ended by SIGKILL; its jobs are rescued, another one follows in 0.5 s")
-    others = f"count(*) FILTER (WHERE name NOT LIKE '%:{first}')"
-    await eventually(conn, f"SELECT {others}, count(*) FROM worker_sessions", [(2, 2)])
-    kept, new = children(conn)
-    assert kept == second
-    assert new not in (first, second)
+    await replaced(conn, first, second)
     parent.send_signal(signal.SIGINT)
+    output = parent.rest()
+    for number in (1, 2):
+        assert f"process {number} ended in order\n" in output
+    assert parent.returncode == 0
+
+
+async def test_one_that_somebody_else_tells_to_end_is_replaced(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """Else there would be one less, for good, and nothing would say so."""
+    parent = shop.run(database_url, "--processes", "2")
+    await eventually(conn, SESSIONS, [(2,)])
+    first, second = children(conn)
+    os.kill(first, signal.SIGTERM)
+    parent.wait_for("ended in order, told to by somebody else; another one follows in 0.5 s")
+    await replaced(conn, first, second)
+    parent.send_signal(signal.SIGTERM)
     parent.rest()
+    assert parent.returncode == 0
+
+
+async def test_one_that_a_job_ends_as_if_in_order_is_replaced(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """Exit code 0 says nothing: the job counts as crashed, and those behind it run in another process."""
+    ExitsInOrder().enqueue(conn)
+    parent = shop.run(database_url, "--processes", "1")
+    ended = "process 1 ended with exit code 0 in the middle of its work; its jobs are rescued"
+    parent.wait_for(f"{ended}, another one follows in 0.5 s")
+    await eventually(conn, "SELECT count(*) FROM dead_jobs", [(1,)])
+    Logs().enqueue(conn)
+    parent.wait_for("sold to")
+    parent.send_signal(signal.SIGTERM)
+    parent.rest()
+    assert parent.returncode == 0
+
+
+async def test_one_that_can_not_be_started_is_tried_again(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """The others go on, and are not ended because there are too few file descriptors for a while."""
+    if sys.platform != "linux":
+        pytest.skip("the limits of another process can be set on Linux only")
+    parent = shop.run(database_url, "--processes", "2")
+    await eventually(conn, SESSIONS, [(2,)])
+    first, second = children(conn)
+    before = resource.prlimit(parent.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(parent.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    os.kill(first, signal.SIGKILL)
+    parent.wait_for(" could not be started ([Errno 24] Too many open files); another one follows")
+    resource.prlimit(parent.pid, resource.RLIMIT_NOFILE, before)
+    await replaced(conn, first, second)
+    parent.send_signal(signal.SIGTERM)
+    parent.rest()
+    assert parent.returncode == 0
+
+
+async def test_one_that_is_killed_while_it_shuts_down_is_told_by_the_exit_code(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """Its job has not finished, nor gone back to its queue."""
+    Waits().enqueue(conn)
+    parent = shop.run(database_url, "--processes", "1")
+    parent.wait_for("waits")
+    parent.send_signal(signal.SIGTERM)
+    parent.wait_for("finishing the jobs that run")
+    [child] = children(conn)
+    os.kill(child, signal.SIGKILL)
+    assert "ERROR workers: process 1 was ended by SIGKILL\n" in parent.rest()
+    assert parent.returncode == 1
+
+
+def test_those_that_are_ended_before_they_are_ready_have_nothing_to_tell(
+    shop: Shop, database_url: str
+) -> None:
+    """They have no handler yet, and no job."""
+    parent = shop.run(database_url, "--processes", "1", app="shop:starts_late")
+    parent.wait_for("starts")
+    parent.send_signal(signal.SIGTERM)
+    assert "INFO workers: process 1 was ended by SIGTERM\n" in parent.rest()
     assert parent.returncode == 0
 
 
@@ -137,4 +223,6 @@ def test_children_that_end_in_order_are_not_replaced(
     )
     assert (code, out) == (0, "closed\n" * 3), err
     assert err.count('"sold to somebody"') == 20
+    for number in (1, 2, 3):
+        assert f"process {number} ended: its queues are empty" in err
     assert conn.execute("SELECT count(*) FROM background_jobs").fetchone() == (0,)

@@ -20,6 +20,7 @@ from tests.helpers.shop import (
     EndsLoop,
     Floods,
     HoldsGil,
+    KillsRunner,
     LeavesBehind,
     Logs,
     Shop,
@@ -156,6 +157,33 @@ def test_what_jobs_leave_behind_does_not_keep_the_process(
     assert code == 0
     what = "threads: endless" if how == "thread" else "a task that does not end"
     assert f"the process ends without what jobs have left behind: {what}" in err
+    assert rows(conn) == []
+
+
+def test_runner_that_dies_does_not_wait_for_what_a_job_does_in_a_thread(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """It would never end, and nobody would be told why."""
+    KillsRunner().enqueue(conn)
+    process = shop.run(database_url, app="shop:dies")
+    output = process.rest()
+    assert process.returncode == 1
+    error = "Error: the runner died: RuntimeError('no clock')\n"
+    assert output.count(error) == 1
+    told, left = output.split(error)
+    assert "the process ends without what jobs have left behind: threads: AnyIO" in left
+    assert "Traceback" in told, "of the session's thread, in the log"
+
+
+def test_application_that_fails_at_the_end_does_not_wait_for_what_jobs_leave_behind(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    LeavesBehind(how="thread").enqueue(conn)
+    process = shop.run(database_url, app="shop:fails_at_the_end")
+    output = process.rest()
+    assert process.returncode == 1
+    assert output.count("Error: OSError: the mailer can't be closed\n") == 1
+    assert "the process ends without what jobs have left behind: threads: endless" in output
     assert rows(conn) == []
 
 

@@ -106,6 +106,20 @@ def test_options_are_written(target: Target, conn: psycopg.Connection) -> None:
     assert timedelta(seconds=30) < waits[1] <= timedelta(seconds=90)
 
 
+@pytest.mark.parametrize("priority", [-32768, 32767])
+def test_the_ends_of_the_range_of_priorities_can_be_written(
+    target: Target, conn: psycopg.Connection, priority: int
+) -> None:
+    """By drivers that write parameters into the text, too."""
+    target.end(Catch().enqueue(target.conn, priority=priority))
+    target.end(Catch().enqueue(target.conn, priority=priority, delay=60))
+    target.end(Catch.enqueue_batch(target.conn, [Catch()], priority=priority))
+    target.end(Catch.enqueue_batch(target.conn, [Catch()], priority=priority, return_ids=False))
+    target.end(Train().enqueue(target.conn, priority=priority))
+    target.commit()
+    assert [row[3] for row in rows(conn)] == [priority] * 5
+
+
 def test_a_batch_keeps_its_order(target: Target, conn: psycopg.Connection) -> None:
     jobs = [Catch(number=number) for number in (3, 1, 2)] + [Catch(pokemon=HOSTILE)]
     ids = target.end(Catch.enqueue_batch(target.conn, jobs))

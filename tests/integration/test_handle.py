@@ -9,12 +9,9 @@ import psycopg
 import pytest
 
 from tests.conftest import AsyncPool
-from tests.helpers.running import (
-    World,
-    eventually,
-    running,
-)
-from workers import BackgroundJob
+from tests.helpers.running import PATIENCE, World, eventually, make_runner, running
+from workers import BackgroundJob, RunnerError
+from workers.storage.memory import MemoryStorage
 
 ROWS = "SELECT retries, session_id IS NULL, last_error, run_at FROM background_jobs ORDER BY id"
 SESSIONS = "SELECT count(*) FROM worker_sessions"
@@ -98,3 +95,19 @@ async def test_a_cancelled_scope_waits_for_the_end_of_the_runner_too(
     assert scope.cancelled_caught
     assert world.seen == ["it interrupted"]
     assert conn.execute(SESSIONS).fetchone() == (0,)
+
+
+async def test_a_runner_whose_task_is_cancelled_does_not_end_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As by a job that tidies up with `all_tasks`: the application goes on, and must learn that its runner does not."""
+    storage = MemoryStorage()
+    handle = make_runner(storage, Brief, context=World()).start()
+    await handle.ready()
+    (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "workers-runner")
+    task.cancel()
+    with pytest.raises(RunnerError, match="cancelled"):
+        async with asyncio.timeout(PATIENCE):
+            await handle.wait_for_shutdown()
+    (record,) = (record for record in caplog.records if record.levelname == "CRITICAL")
+    assert "does something cancel all tasks" in record.getMessage()

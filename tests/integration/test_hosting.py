@@ -55,6 +55,41 @@ asyncio.run(main())
 print("end", flush=True)
 """
 
+#: An application with a handler of its own for SIGTERM, and one that a job puts in its place for SIGINT.
+OWN_HANDLERS = """
+import asyncio, os, signal, sys, uvloop
+from workers import BackgroundJob, Runner
+from workers.storage.memory import MemoryStorage
+from workers.telemetry import SessionStarted, subscribe
+
+class Idle(BackgroundJob[None]):
+    async def run(self, ctx): ...
+
+def later(number, frame):
+    print("SIGINT taken", flush=True)
+
+def ready(event):
+    signal.signal(signal.SIGINT, later)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+async def main():
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    runner = Runner(MemoryStorage(), None).register_job_type(Idle)
+    with subscribe(ready, SessionStarted):
+        print("left:", await runner.run(), flush=True)
+    told.clear()
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(20):
+        await told.wait()
+    print("SIGTERM taken", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+
+loop_factory = uvloop.new_event_loop if sys.argv[1] == "uvloop" else None
+with asyncio.Runner(loop_factory=loop_factory) as loop:
+    loop.run(main())
+"""
+
 
 class Hold(BackgroundJob[None]):
     seconds: float
@@ -128,6 +163,21 @@ async def test_a_second_signal_does_not_wait(
     assert await asyncio.to_thread(program.wait, PATIENCE) == 0
     assert conn.execute(ROWS).fetchall() == [(0, True)]
     assert conn.execute(SESSIONS).fetchone() == (0,)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_an_applications_own_signal_handlers_stay(loop: str) -> None:
+    """Those of its event loop too: when the runner has ended, a signal is the application's again."""
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_HANDLERS, loop],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["left: []", "SIGTERM taken", "SIGINT taken"], done.stderr
+    assert done.returncode == 0
 
 
 async def test_cancelling_run_ends_the_runner(database_url: str, conn: psycopg.Connection) -> None:

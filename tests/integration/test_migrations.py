@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -127,6 +129,25 @@ def test_each_schema_is_migrated_by_itself(raw_database_url: str, raw_schema: st
         conn.execute(path)
         assert migrate(conn) == NAMES
         assert "background_jobs" in tables(conn)
+        conn.rollback()
+
+
+def test_a_schema_is_renamed_as_documented(raw_database_url: str) -> None:
+    """docs/security.md: the functions that name their schema come along."""
+    text = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
+    found = re.search(r"```sql\n(BEGIN;\nALTER SCHEMA.*?)```", text, re.DOTALL)
+    assert found is not None
+    script = re.sub(r"\b(jobs|work)\b", r"documented_\1", found[1])
+    script = re.sub(r"\b(BEGIN|COMMIT);", "", script)
+    with psycopg.connect(raw_database_url) as conn:
+        conn.execute("CREATE SCHEMA documented_jobs")
+        conn.execute("SET search_path TO documented_jobs")
+        migrate(conn)
+        conn.execute(script.encode())
+        conn.execute("SET search_path TO documented_work")
+        for deduplicated in (False, True):
+            enqueue = "SELECT workers_enqueue('mail', '{}', deduplicated => %s) > 0"
+            assert conn.execute(enqueue, [deduplicated]).fetchone() == (True,)
         conn.rollback()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from tests.conftest import AsyncPool
 from tests.helpers.running import World, drain, eventually, running
-from workers import BackgroundJob
+from tests.helpers.server import TestServer
+from workers import BackgroundJob, migrate
 
 COUNT = "SELECT count(*) FROM background_jobs"
 DEAD = "SELECT reason FROM dead_jobs"
@@ -121,6 +124,64 @@ async def test_an_outcome_that_the_store_refuses(
     assert conn.execute(query).fetchall() == [("13", None)], "it waits for another try"
     assert "number 13 may not go" in caplog.text
     assert "can't be buried either" in caplog.text
+
+
+async def test_an_outcome_that_can_be_written_in_no_way_is_tried_again(
+    pool: AsyncPool, conn: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while rights are missing: it holds up nobody, and the job does not run again when it can be written at last."""
+    conn.execute(
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF OLD.session_id IS NOT NULL AND OLD.data->>'number' = '13' THEN RAISE 'not now'; END IF;
+            IF TG_OP = 'DELETE' THEN RETURN OLD; ELSE RETURN NEW; END IF;
+        END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE OR DELETE ON background_jobs
+        FOR EACH ROW EXECUTE FUNCTION refuse();
+        """
+    )
+    Good.enqueue_batch(conn, [Good(number=number) for number in range(100)])
+    world = World()
+    async with running(pool, Good, context=world):
+        await eventually(conn, COUNT, [(1,)])
+        Good(number=100).enqueue(conn)
+        await eventually(conn, COUNT, [(1,)])
+        conn.execute("DROP TRIGGER refuse ON background_jobs")
+        await eventually(conn, COUNT, [(0,)])
+    assert sorted(world.seen) == list(range(101))
+    assert conn.execute(DEAD).fetchall() == []
+    told = [record for record in caplog.records if "can't be buried" in record.getMessage()]
+    assert [record.levelname for record in told] == ["CRITICAL"]
+
+
+class Foreign(BackgroundJob[World]):
+    """Says what few encodings can hold."""
+
+    async def run(self, ctx: World) -> None:
+        raise ValueError("übel → böse")
+
+
+async def test_an_error_that_the_database_has_no_letters_for(
+    server: TestServer, admin: psycopg.Connection
+) -> None:
+    """Of a database that is not UTF8: the attempt is counted like any other, with the text in ASCII."""
+    name = f"latin_{secrets.token_hex(6)}"
+    admin.execute(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'".encode()
+    )
+    try:
+        url = make_conninfo(server.dsn, dbname=name)
+        migrate(url)
+        with psycopg.connect(url, autocommit=True, client_encoding="UTF8") as conn:
+            Foreign().enqueue(conn)
+            async with running(url, Foreign, context=World()):
+                await eventually(conn, "SELECT retries FROM background_jobs", [(1,)])
+            ((error,),) = conn.execute("SELECT last_error FROM background_jobs").fetchall()
+            assert conn.execute(DEAD).fetchall() == []
+        assert error.endswith("ValueError: \\xfcbel \\u2192 b\\xf6se\n")
+    finally:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 async def test_the_outcome_that_is_refused_alone_is_buried(

@@ -23,6 +23,8 @@ from tests.helpers.running import (
 )
 from workers import BackgroundJob, ConfigurationError, RunnerError, RunnerHandle, current_job
 from workers.lifecycle import Interrupted
+from workers.storage.base import Claimed, ClaimRequest
+from workers.storage.memory import MemoryStorage
 from workers.storage.postgres.session import PostgresControl
 from workers.storage.postgres.storage import PostgresStorage
 from workers.telemetry import JobFenced, JobFinished
@@ -157,6 +159,21 @@ async def test_a_second_shutdown_hurries(pool: AsyncPool, conn: psycopg.Connecti
     assert world.seen == ["it interrupted"]
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_second_shutdown_hurries_whenever_it_comes(turns: int) -> None:
+    """However far the first one has come by then."""
+    storage, world = MemoryStorage(), World()
+    await Hold().enqueue(storage)
+    async with running(storage, Hold, context=world, grace=3600) as handle:
+        await world.wait("it runs")
+        handle.shutdown()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        handle.shutdown(grace=0.0)
+        assert await ended(handle) == []
+    assert world.seen == ["it interrupted"]
+
+
 async def test_a_grace_must_be_a_time(pool: AsyncPool) -> None:
     """A wrong one is refused, and changes nothing."""
     bad: Any
@@ -288,3 +305,44 @@ async def test_the_session_lives_until_everything_is_written(
             assert await ended(handle) == []
     assert conn.execute(ROWS).fetchall() == []
     assert fenced == []
+
+
+class Silent(MemoryStorage):
+    """From some time on it lets claims wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.asked = asyncio.Event()
+
+    async def claim(self, request: ClaimRequest) -> Claimed:
+        if not self.answers.is_set():
+            self.asked.set()
+        await self.answers.wait()
+        return await super().claim(request)
+
+
+async def test_the_grace_does_not_wait_for_a_claim_that_is_on_its_way() -> None:
+    """A server that says nothing may take half a minute to be given up."""
+    storage, world = Silent(), World()
+
+    class Patient(BackgroundJob[World]):
+        async def run(self, ctx: World) -> None:
+            ctx.signal("runs")
+            try:
+                await ctx.wait("may end")
+            finally:
+                ctx.signal("stopped")
+
+    await Patient().enqueue(storage)
+    async with running(storage, Patient, context=world, poll=0.05) as handle:
+        await world.wait("runs")
+        storage.answers.clear()
+        await storage.asked.wait()
+        handle.shutdown(grace=0.0)
+        await world.wait("stopped")
+        storage.answers.set()
+        assert await ended(handle) == []
+    [queue] = await storage.stats()
+    assert (queue.available, queue.running) == (1, 0)

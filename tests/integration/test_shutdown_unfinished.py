@@ -15,8 +15,8 @@ from tests.helpers.running import (
     eventually,
     make_runner,
 )
-from workers import BackgroundJob, RunnerHandle
-from workers.runtime import crew
+from workers import BackgroundJob, RunnerError, RunnerHandle
+from workers.runtime import crew, supervisor
 
 ROWS = "SELECT retries, session_id IS NULL, last_error, run_at FROM background_jobs ORDER BY id"
 UNTOUCHED = (0, True, None, None)
@@ -103,3 +103,75 @@ async def test_a_job_in_a_thread_that_will_not_end(
         assert error.endswith("ValueError: at the end\n")
     else:
         assert conn.execute(ROWS).fetchall() == [], "what it has done is not done again"
+
+
+class Lone(BackgroundJob[World]):
+    async def run(self, ctx: World) -> None:
+        ctx.signal("lone runs")
+        await ctx.wait("may end")
+
+
+async def test_a_second_shutdown_hurries_outcomes_that_cannot_be_written(
+    pool: AsyncPool,
+    conn: psycopg.Connection,
+    database_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The grace is for these as well; who calls twice does not want to wait for them."""
+    monkeypatch.setattr(supervisor, "_WRITE_SECONDS", 0.1)
+    Lone().enqueue(conn)
+    world = World()
+    handle = make_runner(pool, Lone, context=world, grace=1000.0).start()
+    await world.wait("lone runs")
+    async with asyncio.timeout(PATIENCE):
+        with psycopg.connect(database_url) as other:
+            other.execute("LOCK TABLE background_jobs IN ACCESS EXCLUSIVE MODE")
+            world.signal("may end")
+            handle.shutdown()
+            while handle._supervisor._writing is None:  # noqa: ASYNC110 - nor can this
+                await asyncio.sleep(0.01)
+            handle.shutdown(grace=0.0)
+            while "can't be written before the end" not in caplog.text:  # noqa: ASYNC110 - a log can't be awaited
+                await asyncio.sleep(0.01)
+        assert await handle.wait_for_shutdown() == []
+    assert conn.execute(SESSIONS).fetchone() == (0,)
+
+
+async def test_an_outcome_that_is_cut_off_keeps_nothing_from_going_back(
+    pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statement that is under way has locked its row: the session ends after it."""
+    monkeypatch.setattr(supervisor, "_WRITE_SECONDS", 0.1)
+    conn.execute(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); END'"
+    )
+    conn.execute(
+        "CREATE TRIGGER dawdle BEFORE DELETE ON background_jobs FOR EACH ROW EXECUTE FUNCTION dawdle()"
+    )
+    Lone().enqueue(conn)
+    world = World()
+    world.signal("may end")
+    handle = make_runner(pool, Lone, context=world, grace=0.0).start()
+    await eventually(
+        conn, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'", [(1,)]
+    )
+    handle.shutdown()
+    assert await ended(handle) == []
+    assert conn.execute(SESSIONS).fetchone() == (0,)
+    assert conn.execute(ROWS).fetchall() == [UNTOUCHED]
+
+
+async def test_that_a_runner_died_is_known_although_a_job_would_not_end(
+    pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "LAST_SECONDS", 0.1)
+    Stubborn().enqueue(conn)
+    world = World()
+    handle = make_runner(pool, Stubborn, context=world, grace=0.0).start()
+    await world.wait("stubborn runs")
+    handle._supervisor._die(ZeroDivisionError("some part of it"))
+    with pytest.raises(RunnerError, match="some part of it"):
+        await handle.wait_for_shutdown()
+    world.signal("may end")
+    await eventually(conn, SESSIONS, [(0,)])

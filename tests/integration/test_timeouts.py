@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import PATIENCE, World, drain, eventually, running
 from workers import BackgroundJob, Snooze, current_job
+from workers.runtime import worker
 
 ROWS = "SELECT retries, session_id IS NULL, last_error FROM background_jobs"
 TIMED_OUT = "timed out after 0.1 s (ended after "
@@ -45,9 +46,10 @@ async def test_an_async_job_is_ended_and_counted(pool: AsyncPool, conn: psycopg.
 
 
 async def test_jobs_that_swallow_their_cancellation(
-    pool: AsyncPool, conn: psycopg.Connection
+    pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are asked again each second. However they end then, they timed out, unless they ask for something else."""
+    """They are asked again. However they end then, they timed out, unless they ask for something else."""
+    monkeypatch.setattr(worker, "ASK_AGAIN", 0.5)
 
     class Stubborn(BackgroundJob[World]):
         timeout = 0.1
@@ -79,6 +81,25 @@ async def test_jobs_that_swallow_their_cancellation(
     for retries, free, error in (returned, raised):
         assert (retries, free) == (1, True)
         assert error.startswith(TIMED_OUT)
+
+
+async def test_a_job_may_clean_up_after_itself(pool: AsyncPool, conn: psycopg.Connection) -> None:
+    """What takes longer than a second, such as a rollback far away, is not broken off."""
+
+    class Careful(BackgroundJob[World]):
+        timeout = 0.1
+
+        async def run(self, ctx: World) -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(1.2)
+                ctx.note("clean")
+
+    Careful().enqueue(conn)
+    world = World()
+    await drain(pool, Careful, context=world)
+    assert world.seen == ["clean"]
 
 
 async def test_a_job_in_a_thread_keeps_its_claim_until_it_ends(

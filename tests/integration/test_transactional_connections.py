@@ -53,7 +53,7 @@ async def test_a_job_that_ran_out_of_time_commits_nothing(
 
     class Late(BackgroundJob[World]):
         transactional = True
-        timeout = 0.1
+        timeout = 1.0  # that includes making its connection
 
         async def run(self, ctx: World) -> None:
             await current_job().connection.execute(INSERT, [1])
@@ -62,10 +62,10 @@ async def test_a_job_that_ran_out_of_time_commits_nothing(
 
     class LateInThread(BackgroundJob[World]):
         transactional = True
-        timeout = 0.1
+        timeout = 1.0  # that includes making its connection
 
         def run(self, ctx: World) -> None:
-            current_job().connection.execute(b"SELECT pg_sleep(0.3)")
+            current_job().connection.execute(b"SELECT pg_sleep(1.2)")
             current_job().connection.execute(INSERT, [2])
 
     Late().enqueue(conn)
@@ -74,7 +74,7 @@ async def test_a_job_that_ran_out_of_time_commits_nothing(
     assert conn.execute(EFFECTS).fetchall() == []
     rows = conn.execute(ROWS).fetchall()
     assert [(retries, free) for retries, free, _ in rows] == [(1, True)] * 2
-    assert all(error.startswith("timed out after 0.1 s (ended") for _, _, error in rows)
+    assert all(error.startswith("timed out after 1 s (ended") for _, _, error in rows)
 
 
 async def test_no_transaction_can_be_begun(

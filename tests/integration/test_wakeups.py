@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.conftest import AsyncPool
-from tests.helpers.running import World, listening_to, running
+from tests.helpers.running import World, eventually, listening_to, running
 from workers import BackgroundJob, StorageUnavailableError
 from workers.runtime import listening, session
 from workers.storage.postgres import hints
@@ -79,6 +79,8 @@ async def test_a_committed_job_starts_at_once(pool: AsyncPool, conn: psycopg.Con
 async def test_poll_only(pool: AsyncPool, conn: psycopg.Connection) -> None:
     """listen=False: no connection listens, jobs are found by polling."""
     world = World()
+    # the backend that a test before this one listened with, in the same schema, may still be ending
+    await eventually(conn, LISTENERS, [])
     async with running(pool, Note, context=world, poll=0.1, listen=False):
         Note(name="polled").enqueue(conn)
         await soon(world, "polled")

@@ -19,7 +19,7 @@ def warm_server(admin: psycopg.Connection) -> None:
     )
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.server)])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     """Each engine, empty."""
     if request.param == "memory":

@@ -98,7 +98,8 @@ class Runner:
         return list((await self.claim(limit, **settings)).jobs)
 
     async def complete(self, jobs: Iterable[ClaimedJob], closed: Iterable[int] = ()) -> set[int]:
-        return set(await self.engine.storage.complete(self.session, guards(jobs), list(closed)))
+        done = await self.engine.storage.complete(self.session, guards(jobs), list(closed))
+        return set(done.written)
 
     async def settle(
         self, jobs: Iterable[ClaimedJob], *transitions: Transition, closed: Iterable[int] = ()

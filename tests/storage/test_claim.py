@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import anyio
+import psycopg
 import pytest
 
-from tests.storage.engines import Engine, Runner, guards, ids, mail, mails
+from tests.helpers.running import eventually
+from tests.storage.engines import Engine, PostgresEngine, Runner, guards, ids, mail, mails
 from workers.job import JobState
 from workers.lifecycle import Release
+from workers.storage.base import Settled
+from workers.storage.postgres.hints import ScanHints
 
 
 async def test_order(engine: Engine, runner: Runner) -> None:
@@ -168,9 +173,14 @@ async def test_hinted_claims_find_what_is_new(engine: Engine, runner: Runner) ->
     assert ids(await runner.take(10, thorough=False)) == later
 
 
-async def test_a_drained_priority_hides_no_other(engine: Engine, runner: Runner) -> None:
+async def test_a_drained_priority_hides_no_other(
+    engine: Engine, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rule 11: a first scan that ended at its limit saw nothing of lower priorities; when its own are drained, the same
     claim goes on with them."""
+    monkeypatch.setattr(
+        ScanHints, "is_costly", False
+    )  # however slow the machine is: else the next claim does
     high = await engine.storage.enqueue(mails(5, priority=9))
     low = await engine.storage.enqueue(mails(5))
     assert ids(await runner.take(4)) == high[:4]
@@ -194,11 +204,69 @@ async def test_release_of_a_claim_whose_reply_was_lost(engine: Engine, runner: R
     await runner.take(2, token=5000)
     [kept] = await runner.take(1, token=5001)
     assert (await engine.storage.release_claim(runner.session, 5000)).count == 2
+    runner.control.release([])  # claims under which nothing stands any more are forgotten
     assert set(engine.claims_of(runner.session)) == {5001}
     again = await runner.take()
     assert len(again) == 4
     assert all(job.retries == job.crashes == 0 for job in again)
     assert await runner.complete([kept]) == {kept.id}
+
+
+async def test_a_scan_that_lands_while_its_claim_is_given_back_is_found(
+    postgres: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 2: the reply of a claim was lost, whose second scan is still under way on the server."""
+    runner, settle = postgres.runner(), postgres.storage.settle
+    first, late = await postgres.storage.enqueue(mails(2))
+    assert ids(await runner.take(1, token=5000)) == [first]
+
+    async def in_between(*args: Any) -> Settled:
+        assert ids(await runner.take(1, token=5000)) == [late]
+        return await settle(*args)
+
+    monkeypatch.setattr(postgres.storage, "settle", in_between)
+    assert (await postgres.storage.release_claim(runner.session, 5000)).count == 1
+    assert late in postgres.claims_of(runner.session)[5000]
+    assert runner.control.close().count == 1
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_what_a_scan_adds_to_a_claim_that_is_being_forgotten_is_found(
+    postgres: PostgresEngine, conn: psycopg.Connection, database_url: str, alive: bool
+) -> None:
+    """Rule 2: by the session itself, or by the sweep once it is dead. Nothing else leads to these jobs."""
+    runner, sweeper = postgres.runner(), postgres.runner("sweeper")
+    first, late = await postgres.storage.enqueue(mails(2))
+    jobs = await runner.take(1, token=5000)
+    await runner.complete(jobs)
+    if not alive:
+        conn.execute("UPDATE worker_sessions SET alive = false WHERE id = %s", [runner.session])
+    with psycopg.connect(database_url) as other:  # a scan that is on its way
+        other.execute(
+            "INSERT INTO worker_claims (session_id, token, ids) VALUES (%(session)s, 5000, ARRAY[%(first)s]::bigint[])"
+            " ON CONFLICT (session_id, token) DO UPDATE SET ids = excluded.ids",
+            {"session": runner.session, "first": first},
+        )
+        other.commit()
+        other.execute(
+            "UPDATE worker_claims SET ids = ids || %s::bigint WHERE session_id = %s",
+            [late, runner.session],
+        )
+        other.execute(
+            "UPDATE background_jobs SET session_id = %s, claim_token = 5000", [runner.session]
+        )
+        forget = sweeper.control.rescue if not alive else lambda: runner.control.release([])
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, forget)
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%claims%%'"
+            await eventually(conn, waits.replace("%%", "%"), [(1,)])
+            other.commit()
+    assert postgres.claims_of(runner.session) == {5000: {first, late}}
+    if alive:
+        assert runner.control.close().count == 1
+    else:
+        assert [dead.jobs for dead in sweeper.control.rescue()] == [1]
+        assert postgres.claims_of(runner.session) == {}
 
 
 async def test_release_of_a_claim_that_never_was(

@@ -22,7 +22,7 @@ async def states(engine: Engine, job_ids: list[int | None]) -> list[JobState | N
 
 
 async def test_ids_come_in_order(engine: Engine, runner: Runner) -> None:
-    """DESIGN 1: the ids of a batch are in its order, and so are the jobs when they are claimed."""
+    """The ids of a batch are in its order, and so are the jobs when they are claimed."""
     enqueued = await engine.storage.enqueue(mails(20))
     assert enqueued == sorted(enqueued, key=lambda job_id: job_id or 0)
     jobs = await runner.take()
@@ -57,7 +57,7 @@ async def test_mixed_batch(engine: Engine) -> None:
 
 
 async def test_mixed_batch_keeps_its_order(engine: Engine, runner: Runner) -> None:
-    """DESIGN 1: kinds that alternate are claimed as they alternate; of twins the first one stays, whatever its kind."""
+    """Kinds that alternate are claimed as they alternate; of twins the first one stays, whatever its kind."""
     batch = [mail(1), mail(2, deduplicated=True), mail(3), mail(4, job_type="report"), mail(5)]
     enqueued = await engine.storage.enqueue(batch)
     assert ids(await runner.take(types=("mail", "report"))) == enqueued
@@ -183,7 +183,7 @@ async def test_scheduled_and_retryable_rows_count_as_waiting(
 
 
 async def test_batch_keeps_its_order_and_reports_duplicates(engine: Engine) -> None:
-    """DESIGN 1: None stands where a duplicate was, within the batch and of what waits."""
+    """None stands where a duplicate was, within the batch and of what waits."""
     [waiting] = await engine.storage.enqueue([mail(5, deduplicated=True)])
     numbers = [9, 5, 1, 9, 3, 1, 5, 7]
     enqueued = await engine.storage.enqueue([mail(number, deduplicated=True) for number in numbers])
@@ -205,7 +205,7 @@ class Letter(BackgroundJob[None]):
 
 
 async def test_jobs_enqueue_on_a_storage(engine: Engine, runner: Runner) -> None:
-    """DESIGN 1: a storage is a connection like any other, which is what users' own tests run on."""
+    """A storage is a connection like any other, which is what users' own tests run on."""
     first = await Letter(number=1).enqueue(engine.storage)
     second, third = await Letter.enqueue_batch(engine.storage, [Letter(number=2), Letter(number=3)])
     assert ids(await runner.take(types=("letter",))) == [first, second, third]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import anyio
+import psycopg
 import pytest
 
-from tests.storage.engines import Engine, PostgresEngine, Runner, mail, mails
+from tests.storage.engines import Engine, PostgresEngine, Runner, ids, mail, mails
 from workers.errors import StorageUnavailableError
 from workers.lifecycle import Bury, Release, Retry, Wait
 from workers.storage.base import Listener, Wake
@@ -62,6 +63,39 @@ async def test_what_is_not_available_wakes_nobody(engine: Engine, ear: Ear) -> N
     await engine.storage.enqueue([mail(3, deduplicated=True)])
     await engine.storage.enqueue([mail(queue="last")])
     assert await ear.where() == ("last", 0)
+
+
+async def test_a_job_that_was_passed_by_is_announced_by_who_kept_it(
+    database_url: str, postgres: PostgresEngine
+) -> None:
+    """Rule 24: claims skip what a producer has locked that was told None. Its end says where to
+    look: the lowest position in each queue in which they wait."""
+    listener = postgres.storage.listener()
+    assert listener is not None
+    await listener.open()
+    ear, runner = Ear(listener), postgres.runner()
+    waiting: list[int] = []
+    for number, settings in enumerate([{"queue": "a"}, {"queue": "b"}, {"queue": "b"}]):
+        job = mail(number, priority=3, deduplicated=True, **settings)
+        waiting += [job_id or 0 for job_id in await postgres.storage.enqueue([job])]
+        await ear.hear()
+    await postgres.storage.enqueue([mail(3, priority=3, deduplicated=True, delay=60)])
+    query = "SELECT count(id) FROM workers_enqueue_deduplicated('mail', %s, 3::smallint, %s, NULL)"
+    again = [f'{{"number": {number}}}' for number in range(4)]
+
+    async def told(data: list[str], new: int, queue: str | None) -> set[tuple[str, int, int]]:
+        async with await psycopg.AsyncConnection.connect(database_url) as producer:
+            cursor = await producer.execute(query, [data, queue])
+            assert await cursor.fetchone() == (new,)
+            assert await runner.take(queue="a") == await runner.take(queue="b") == []
+        wakes = [await ear.hear(), await ear.hear()]
+        return {(wake.queue, wake.priority, wake.position) for wake in wakes if wake}
+
+    places = [postgres.position(job_id) for job_id in waiting]
+    assert await told(again, 0, "c") == {("a", 3, places[0]), ("b", 3, places[1])}
+    assert await told([*again, "{}"], 1, "a") == {("a", 3, places[0]), ("b", 3, places[1])}
+    assert ids(await runner.take(queue="b")) == waiting[1:]
+    await listener.close()
 
 
 async def test_staging_release_and_requeue_wake(engine: Engine, runner: Runner, ear: Ear) -> None:

@@ -41,7 +41,7 @@ async def claimed(
 
 
 async def test_complete_deletes(engine: Engine, runner: Runner) -> None:
-    """DESIGN 2: a completed job is gone."""
+    """A completed job is gone."""
     jobs = await claimed(engine, runner, 3)
     assert await runner.complete(jobs[:2]) == set(ids(jobs[:2]))
     assert await engine.storage.find(jobs[0].id) is None
@@ -57,7 +57,7 @@ async def test_complete_twice(engine: Engine, runner: Runner) -> None:
 
 async def test_empty_batches(engine: Engine, runner: Runner) -> None:
     """An empty batch is fine, everywhere."""
-    assert set(await engine.storage.complete(runner.session, [], [])) == set()
+    assert (await engine.storage.complete(runner.session, [], [])).written == []
     settled = await engine.storage.settle(runner.session, [], [])
     assert list(settled.written) == list(settled.superseded) == []
     assert await engine.storage.enqueue([]) == []
@@ -77,7 +77,7 @@ async def test_stale_tokens_and_other_sessions(
         (runner.session, Guard(job.id, job.token + 1000)),
         (other.session, Guard(job.id, job.token)),
     ):
-        assert list(await engine.storage.complete(session, [guard], [])) == []
+        assert (await engine.storage.complete(session, [guard], [])).written == []
         for transition in EVERY_TRANSITION:
             settled = await engine.storage.settle(
                 session, [Settlement(guard, deduplicated, transition)], []
@@ -100,10 +100,8 @@ async def test_a_batch_of_several_claims_is_exact_per_pair(engine: Engine, runne
         Guard(second[0].id, second[0].token),
         Guard(second[1].id, first[0].token),
     ]
-    assert set(await engine.storage.complete(runner.session, mixed, [])) == {
-        first[0].id,
-        second[0].id,
-    }
+    done = await engine.storage.complete(runner.session, mixed, [])
+    assert set(done.written) == {first[0].id, second[0].id}
     for transition in EVERY_TRANSITION:
         swapped = [Guard(first[1].id, second[1].token), Guard(second[1].id, first[1].token)]
         items = [Settlement(guard, False, transition) for guard in swapped]
@@ -125,7 +123,7 @@ async def test_a_claim_made_anew_fences_the_old_one(
 
 
 async def test_archive(engine: Engine, runner: Runner) -> None:
-    """DESIGN 2: archived as completed or cancelled, with the reason, and out of the hot table."""
+    """Archived as completed or cancelled, with the reason, and out of the hot table."""
     jobs = await claimed(engine, runner, 2)
     settled = await runner.settle(jobs, Archive("completed"), Archive("cancelled", "not needed"))
     assert sorted(settled.written) == ids(jobs)
@@ -191,7 +189,7 @@ async def test_no_delay_is_available_at_once(
 
 
 async def test_bury(engine: Engine, runner: Runner) -> None:
-    """DESIGN 2: a dead letter keeps payload, counters, reason and error; the last attempt counts, a crash does not."""
+    """A dead letter keeps payload, counters, reason and error; the last attempt counts, a crash does not."""
     jobs = await claimed(engine, runner, 2)
     await runner.settle(jobs, Bury("over", "boom"), Bury("crashed", attempted=False))
     over, crashed = [await found(engine, job.id) for job in jobs]

@@ -10,7 +10,8 @@ import pytest
 from tests.helpers.running import eventually
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mail, mails
-from workers.errors import StorageRejectedError
+from workers.errors import StorageRejectedError, StorageUnavailableError
+from workers.storage.postgres.checkout import translated
 from workers.storage.postgres.storage import PostgresStorage
 
 ENCODINGS = ["LATIN1", "SQL_ASCII", "EUC_JP"]
@@ -138,3 +139,12 @@ async def test_connections_that_the_server_ended_because_they_were_idle(database
     async with PostgresEngine.opened(url, conn_url=database_url, min_size=3, max_size=3) as engine:
         await eventually(engine.conn, idle, [(0,)])
         assert await engine.storage.enqueue(mails(1)) == [1]
+
+
+def test_a_connection_that_the_server_ends_is_no_refusal(conn: psycopg.Connection) -> None:
+    """Whatever its reason, and under whichever class the driver files it: what was being written may be tried again."""
+    if conn.info.server_version < 170000:
+        pytest.skip("transaction_timeout is of PostgreSQL 17 and later")
+    with pytest.raises(StorageUnavailableError, match="transaction timeout"), translated():
+        conn.execute("SET transaction_timeout = '20ms'; SELECT pg_sleep(60)")
+    assert conn.closed

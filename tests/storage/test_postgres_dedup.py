@@ -12,8 +12,8 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.storage.engines import Engine, PostgresEngine, Runner, guards, ids, mail
-from workers.job import ClaimedJob
-from workers.lifecycle import Release, Retry
+from workers.job import ClaimedJob, JobState
+from workers.lifecycle import Bury, Release, Retry
 from workers.storage.base import Settled
 from workers.storage.postgres import apart
 
@@ -220,3 +220,51 @@ async def test_one_that_has_to_wait_holds_up_no_other(
         assert ids(await runner.take()) == [jobs[0].id, jobs[2].id]
     settled = await runner.settle(jobs, Retry(0.0, "boom"))
     assert list(settled.written) == [jobs[1].id]
+
+
+@pytest.mark.parametrize("held_up", [(0,), (1, 4), (0, 1, 2, 3, 4)])
+async def test_dead_jobs_that_have_to_wait_stay_dead_and_hold_up_no_other(
+    postgres: PostgresEngine,
+    aconn: psycopg.AsyncConnection,
+    caplog: pytest.LogCaptureFixture,
+    held_up: tuple[int, ...],
+) -> None:
+    """Rule 26: a requeue does not wait for a forgotten transaction; who calls it learns which ones to requeue again."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in range(5)])
+    jobs = await runner.take()
+    await runner.settle(jobs, Bury("over"))
+    dead = ids(jobs)
+    async with aconn.transaction(force_rollback=True):
+        for number in held_up:
+            assert await produce(aconn, number) is not None
+        waiting = [dead[number] for number in held_up]
+        assert await postgres.storage.requeue(dead) == [one for one in dead if one not in waiting]
+        assert ids(await postgres.storage.list_jobs(JobState.DEAD)) == waiting
+    (record,) = [found for found in caplog.records if "not requeued" in found.message]
+    assert record.message.endswith(f"({', '.join(map(str, waiting))})")
+    assert await postgres.storage.requeue(dead) == waiting
+
+
+async def test_a_requeue_does_not_break_off_a_producer(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 26: the producer comes to wait for a job that is back already, while the requeue waits for the producer."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue([mail(number, deduplicated=True) for number in (1, 2)])
+    jobs = await runner.take()
+    await runner.settle(jobs, Bury("over"))
+    back: list[int] = []
+
+    async def requeue() -> None:
+        back.extend(await postgres.storage.requeue(ids(jobs)))
+
+    async with aconn.transaction():
+        # sooner than the requeue: it would be the one that is broken off
+        await aconn.execute("SET LOCAL deadlock_timeout = '500ms'")
+        assert await produce(aconn, 2) is not None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(requeue)
+            await postgres.wait_blocked()
+            await produce(aconn, 1)
+    assert len(await postgres.storage.list_jobs(JobState.AVAILABLE)) == 2

@@ -61,8 +61,35 @@ async def test_a_payload_that_grows_when_it_is_written_out(postgres: PostgresEng
         insert(postgres, data='{"n": [' + ",".join(["1e131000"] * 200) + "]}")
 
 
+GROWS = '{"n": [' + ",".join(["1e131000"] * 127) + "]}"  # 16 MB, almost too much
+
+
+def copied(postgres: PostgresEngine, data: str) -> None:
+    with postgres.conn.cursor().copy("COPY background_jobs (job_type, data) FROM STDIN") as copy:
+        copy.write_row(("mail", data))
+
+
+async def test_a_payload_is_measured_where_it_is_written(postgres: PostgresEngine) -> None:
+    """However it is written; and not again by each claim, staging and retry, which would write it out for that."""
+    large = GROWS.replace("[", "[1e131000, 1e131000, ")
+    with pytest.raises(psycopg.errors.CheckViolation, match="workers_payload_size"):
+        insert(postgres, data=large)
+    with pytest.raises(psycopg.errors.CheckViolation, match="workers_payload_size"):
+        copied(postgres, large)
+    job_id = insert(postgres, data=GROWS)
+    with pytest.raises(psycopg.errors.CheckViolation, match="workers_payload_size"):
+        postgres.conn.execute("UPDATE background_jobs SET data = %s::jsonb", [large])
+    measured = """
+        SELECT conname FROM pg_constraint JOIN pg_attribute ON attrelid = conrelid AND attnum = ANY(conkey)
+        WHERE conrelid = 'background_jobs'::regclass AND contype = 'c' AND attname = 'data'"""
+    assert postgres.conn.execute(measured).fetchall() == []
+    found = postgres.conn.execute("SELECT data FROM background_jobs WHERE id = %s", [job_id])
+    assert found.description is not None
+    assert found.description[0].type_code == psycopg.adapters.types["jsonb"].oid, "to every driver"
+
+
 async def test_bare_insert(postgres: PostgresEngine) -> None:
-    """DESIGN 1: the original's columns alone make a valid job."""
+    """The original's columns alone make a valid job."""
     postgres.conn.execute(
         "INSERT INTO background_jobs (job_type, data, priority) VALUES ('mail', '{\"number\": 1}', 7)"
     )

@@ -15,11 +15,12 @@ from anyio import to_thread
 from psycopg.types.json import Jsonb
 
 from tests.storage.engines import PostgresEngine, Runner, ids, mail, mails
+from tests.storage.test_outcomes import EVERY_TRANSITION
 from workers import migrate
 from workers.errors import StorageError, StorageUnavailableError
-from workers.lifecycle import Release
-from workers.storage.base import DeadSession
-from workers.storage.postgres import checkout
+from workers.lifecycle import Release, Transition
+from workers.storage.base import DeadSession, Guard
+from workers.storage.postgres import checkout, staging
 from workers.storage.postgres.claiming import THOROUGH
 
 JOB = b"SELECT FROM background_jobs WHERE id = %s FOR UPDATE"
@@ -73,6 +74,123 @@ async def test_homing_passes_by_what_is_locked(
         assert ids(await runner.take()) == [free]
     runner.maintain()
     assert ids(await runner.take()) == [locked]
+
+
+async def test_what_is_due_is_looked_for_less_often_while_that_is_slow(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 8: nothing is read for it meanwhile, and 5 s later it is found. One slow look is not believed."""
+    runner = postgres.runner()
+    scans = (
+        "SELECT sum(idx_scan) FROM pg_stat_user_indexes"
+        " WHERE indexrelname IN ('background_jobs_due', 'background_jobs_homeless')"
+        " AND schemaname = current_schema()"
+    )
+
+    async def maintain() -> None:
+        await to_thread.run_sync(runner.maintain)
+
+    async def slowly() -> None:
+        async with anyio.create_task_group() as tasks, aconn.transaction():
+            await aconn.execute("LOCK TABLE background_jobs")
+            tasks.start_soon(maintain)
+            await postgres.wait_blocked()
+            postgres.now += 2
+
+    async def available() -> list[int]:
+        postgres.conn.execute(
+            "INSERT INTO background_jobs (job_type, data, queue, run_at)"
+            " VALUES ('mail', '{}', 'default', now()), ('mail', '{}', NULL, NULL)"
+        )
+        runner.maintain()
+        return ids(await runner.take())
+
+    def scanned() -> int:
+        runner.control._fetch("SELECT pg_stat_force_next_flush()")  # type: ignore[attr-defined]
+        ((count,),) = postgres.conn.execute(scans)
+        return int(count)
+
+    runner.maintain()
+    await slowly()
+    assert len(await available()) == 2
+    await slowly()
+    await slowly()
+    before = scanned()
+    assert await available() == []
+    assert scanned() == before
+    postgres.now += staging.MOST
+    runner.maintain()
+    assert len(await runner.take()) == 2
+
+
+async def test_homing_locks_no_more_than_it_moves(postgres: PostgresEngine) -> None:
+    """10,000 in all, however many types there are, highest first; and it says that there are more."""
+    runner = postgres.runner()
+    postgres.conn.execute(
+        "INSERT INTO background_jobs (job_type, data, priority)"
+        " SELECT kind, '{}', n % 2 FROM unnest('{mail,report}'::text[]) AS kind, generate_series(1, 10000) AS n"
+    )
+    known = {"mail": "default", "report": "default"}
+    assert runner.maintain(known).more
+    left = "SELECT priority, xmax <> '0' AS locked, count(*) FROM background_jobs WHERE queue IS NULL GROUP BY 1, 2"
+    assert postgres.conn.execute(left).fetchall() == [(0, False, 10_000)]
+    assert runner.maintain(known).more
+    assert not runner.maintain(known).more
+    assert postgres.conn.execute(left).fetchall() == []
+
+
+@pytest.mark.parametrize("transition", EVERY_TRANSITION, ids=repr)
+@pytest.mark.parametrize("deduplicated", [False, True])
+async def test_outcomes_pass_by_what_is_locked(
+    postgres: PostgresEngine,
+    aconn: psycopg.AsyncConnection,
+    transition: Transition,
+    deduplicated: bool,
+) -> None:
+    """Rule 14: somebody who looks at one row in an open transaction does not hold up the outcomes of others. It is reported,
+    and the claim that it stands under is not forgotten."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue([mail(n, deduplicated=deduplicated) for n in range(3)])
+    jobs = await runner.take(token=7)
+    locked, *free = ids(jobs)
+    async with held(aconn, JOB, locked):
+        done = await runner.settle(jobs, transition, closed=[7])
+        assert (set(done.written), set(done.blocked)) == (set(free), {locked})
+    again = await runner.settle(jobs[:1], transition, closed=[7])
+    assert (list(again.written), list(again.blocked)) == ([locked], [])
+    assert runner.control.claims() == {}
+
+
+async def test_completions_pass_by_what_is_locked(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 14: in plain batches, too."""
+    runner = postgres.runner()
+    await postgres.storage.enqueue(mails(500))
+    jobs = await runner.take(500, token=7)
+    guards = [Guard(job.id, job.token) for job in jobs]
+    async with held(aconn, JOB, jobs[100].id):
+        done = await postgres.storage.complete(runner.session, guards, [7])
+        assert (len(done.written), list(done.blocked)) == (499, [jobs[100].id])
+        assert list(runner.control.claims()) == [7]
+    done = await postgres.storage.complete(runner.session, guards[100:101], [7])
+    assert list(done.written) == [jobs[100].id]
+    assert runner.control.claims() == {}
+
+
+async def test_a_session_that_ends_passes_by_what_is_locked(
+    postgres: PostgresEngine, aconn: psycopg.AsyncConnection
+) -> None:
+    """Rule 24: the others go back uncounted; that one is for a sweep."""
+    runner, other = postgres.runner(), postgres.runner("other")
+    await postgres.storage.enqueue(mails(3))
+    locked, *free = ids(await runner.take())
+    async with held(aconn, JOB, locked):
+        released = await to_thread.run_sync(runner.control.close)
+        assert (set(released.written), list(released.blocked)) == (set(free), [locked])
+        assert ids(await other.take()) == free
+    other.bury()
+    assert [job.crashes for job in await other.take(suspects=1)] == [1]
 
 
 async def test_a_sweep_passes_by_sessions_that_are_locked(

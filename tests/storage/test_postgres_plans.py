@@ -231,6 +231,21 @@ def test_the_table_keeps_its_pages(conn: psycopg.Connection) -> None:
     assert conn.execute(size).fetchone() == before
 
 
+@pytest.mark.parametrize(
+    "columns",
+    ["queue, run_at) SELECT 'mail', '{}', 'default', now()", "crashes) SELECT 'mail', '{}', 0"],
+)
+async def test_a_round_of_housekeeping_is_bounded(postgres: PostgresEngine, columns: str) -> None:
+    """Rule 8: the lease is not renewed meanwhile. What is due, or has no queue, beyond that is told of."""
+    insert = (
+        f"INSERT INTO background_jobs (job_type, data, {columns} FROM generate_series(1, 10001)"
+    )
+    postgres.conn.execute(insert.encode())
+    runner = postgres.runner()
+    assert [runner.maintain().more for _ in range(3)] == [True, False, False]
+    assert len(await runner.take(20_000)) == 10_001
+
+
 PLANS = {
     "hinted": (HINTED, "background_jobs_fetch"),
     "thorough": (THOROUGH, "background_jobs_fetch"),

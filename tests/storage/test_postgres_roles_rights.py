@@ -131,6 +131,8 @@ def test_the_migrator_owns_everything(conn: psycopg.Connection, users: Users) ->
     owners = conn.execute(
         f"SELECT relowner::regrole::text FROM pg_class WHERE {IN_SCHEMA} UNION"
         " SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = quote_ident(current_schema())::regnamespace"
+        " UNION SELECT typowner::regrole::text FROM pg_type"
+        " WHERE typnamespace = quote_ident(current_schema())::regnamespace AND typtype = 'd'"
     )
     assert owners.fetchall() == [(users.group("migrator"),)]
 

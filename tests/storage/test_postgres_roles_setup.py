@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -58,6 +58,22 @@ def test_an_owner_with_createrole_needs_no_superuser(
     assert migrate(place.url) == []
 
 
+@pytest.mark.parametrize("cursor", [psycopg.RawCursor, psycopg.ClientCursor])
+def test_cursors_of_the_connections_own_kind(
+    place: Place, cursor: type[psycopg.Cursor[tuple[Any, ...]]]
+) -> None:
+    with psycopg.connect(place.url, cursor_factory=cursor) as conn:
+        assert migrate(conn)
+        assert len(apply_roles(conn, place.prefix)) == 4
+
+
+async def test_cursors_of_an_asynchronous_connections_own_kind(place: Place) -> None:
+    connect = psycopg.AsyncConnection.connect
+    async with await connect(place.url, cursor_factory=psycopg.AsyncRawCursor) as conn:
+        assert await migrate(conn)
+        assert len(await apply_roles(conn, place.prefix)) == 4
+
+
 async def test_asynchronous_connections(place: Place) -> None:
     async with await psycopg.AsyncConnection.connect(place.url, autocommit=True) as conn:
         await migrate(conn)
@@ -98,6 +114,41 @@ def test_members_of_the_migrator_share_what_they_make(
         conn.execute("SELECT 1")
         assert migrate(conn) == ["0003_third"]
         assert conn.execute("SELECT current_user").fetchone() == (f"{place.prefix}_two",)
+
+
+@pytest.mark.parametrize("open_transaction", [False, True])
+def test_a_schema_that_is_found_by_the_users_name_stays_the_one_that_is_migrated(
+    admin: psycopg.Connection,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    open_transaction: bool,
+) -> None:
+    """As the server's own search_path finds it, which says "$user" first: who migrates is another user for a while."""
+    rename = sql.SQL("ALTER SCHEMA {} RENAME TO {}")
+    admin.execute(rename.format(*map(sql.Identifier, (place.schema, place.owner))))
+    url = connection_url(place.url, options='-csearch_path="$user",public')
+    migrate(url)
+    apply_roles(url, place.prefix)
+    second = Migration(
+        2, "0002_second", b"CREATE TABLE later (); ALTER TABLE dead_jobs ADD more text"
+    )
+    known = [*migrations._load(), second]
+    monkeypatch.setattr(migrations, "_load", lambda: known)
+    with psycopg.connect(url) as conn:
+        if open_transaction:
+            conn.execute("SELECT 1")
+        assert migrate(conn) == ["0002_second"]
+        found = conn.execute(
+            "SELECT current_user, current_schema(), current_setting('search_path')"
+        )
+        assert found.fetchone() == (place.owner, place.owner, '"$user",public')
+    later = (
+        "SELECT schemaname, tableowner FROM pg_tables WHERE tablename = 'later' AND schemaname = %s"
+    )
+    assert admin.execute(later, [place.owner]).fetchone() == (
+        place.owner,
+        f"{place.prefix}_migrator",
+    )
 
 
 def test_a_schema_has_one_prefix(admin: psycopg.Connection, place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from anyio import to_thread
 from tests.helpers.proxy import Proxy, proxy_to
 from tests.storage.engines import LEASE, PostgresEngine
 from workers.errors import StorageUnavailableError
-from workers.storage.postgres import listener, session
+from workers.storage.postgres import listener, session, strays
 from workers.storage.postgres.links import AsyncLink, Link, SilentLinkError
 
 #: Seconds that the links of these tests wait.
@@ -93,6 +94,24 @@ async def test_a_half_open_control_link_is_given_up(far: PostgresEngine, proxy: 
         await to_thread.run_sync(runner.maintain)
     proxy.thaw()
     assert runner.control.recover(LEASE)
+    assert runner.maintain().alive
+
+
+async def test_a_look_for_strays_that_takes_too_long_takes_nothing_along(
+    far: PostgresEngine, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the same round has found out is told, a death for instance; and it is not looked again at once."""
+    runner = far.runner(lease=2 * SHORT)
+    control: Any = runner.control
+    pid = control._link.conn.info.backend_pid
+    monkeypatch.setattr(strays, "_STRAY", SLEEP)
+    assert (await to_thread.run_sync(runner.maintain)).alive
+    assert control._link.conn.closed
+    end(conn, pid)
+    began = time.monotonic()
+    await to_thread.run_sync(control.wait, 20.0)
+    assert time.monotonic() - began < 10, "its lock is free: the link is not waited with"
+    assert runner.control.recover(2 * SHORT)
     assert runner.maintain().alive
 
 

@@ -80,7 +80,7 @@ async def test_list_in_pages(engine: Engine, runner: Runner) -> None:
 
 
 async def test_failed_jobs(engine: Engine, runner: Runner) -> None:
-    """DESIGN 1: what `check_for_failed_jobs` asks: everything that failed at least once, dead ones included."""
+    """What `check_for_failed_jobs` asks: everything that failed at least once, dead ones included."""
     assert await engine.storage.failed_jobs() == (0, [])
     await engine.storage.enqueue(mails(6))
     jobs = await runner.take()
@@ -93,7 +93,7 @@ async def test_failed_jobs(engine: Engine, runner: Runner) -> None:
 
 @pytest.mark.parametrize("deduplicated", [False, True])
 async def test_requeue(engine: Engine, runner: Runner, deduplicated: bool) -> None:
-    """DESIGN 2: a dead job gets another life with fresh counters, under its own id, keeping its last error."""
+    """A dead job gets another life with fresh counters, under its own id, keeping its last error."""
     settings = {"deduplicated": deduplicated, "priority": 3, "queue": "slow"}
     await engine.storage.enqueue(mails(2, **settings))
     jobs = await runner.take(queue="slow")

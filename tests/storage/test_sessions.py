@@ -9,11 +9,11 @@ from anyio import to_thread
 from tests.storage.engines import LEASE, NEVER, Engine, Runner, guards, ids, mail, mails
 from workers.errors import StorageUnavailableError
 from workers.job import JobState
-from workers.lifecycle import Release
+from workers.lifecycle import Release, Retry, Wait
 
 
 async def test_ids_are_never_used_twice(engine: Engine) -> None:
-    """DESIGN 2: a session's id is its own for ever."""
+    """A session's id is its own for ever."""
     first = engine.runner()
     first.control.close()
     assert engine.runner().session > first.session
@@ -248,6 +248,21 @@ async def test_crashes_are_capped(engine: Engine, runner: Runner, other: Runner)
         [dead] = other.bury()
         assert dead.jobs == 2
     assert [job.crashes for job in await other.take(suspects=32767)] == [32767] * 2
+
+
+@pytest.mark.parametrize("deduplicated", [False, True])
+async def test_an_end_of_its_own_clears_a_job(
+    engine: Engine, runner: Runner, deduplicated: bool
+) -> None:
+    """Rule 20: one that fails or snoozes has not killed its process; an interruption says nothing."""
+    for transition, crashes in ((Release(), 3), (Retry(0.0, "no"), 0), (Wait(0.0), 0)):
+        [job_id] = await engine.storage.enqueue([mail(deduplicated=deduplicated)])
+        engine.change(job_id or 0, crashes=3)
+        await runner.settle(await runner.take(suspects=32767), transition)
+        record = await engine.storage.find(job_id or 0)
+        assert record is not None
+        assert record.crashes == crashes, transition
+        await runner.complete(await runner.take(suspects=32767) or await runner.take())
 
 
 async def test_rescued_jobs_keep_what_they_are(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import pytest
 
 from workers import BackgroundJob, InvalidJobError, RegistrationError
+from workers.cli.app import _would_do, takes_database_url
 from workers.job_type import describe
 
 if TYPE_CHECKING:
@@ -134,3 +136,34 @@ def test_an_annotation_that_is_no_type_is_refused(annotation: str) -> None:
     odd: Any = type("Odd", (Quiet,), {"__annotations__": {"a": annotation}, "__module__": __name__})
     with pytest.raises(RegistrationError, match="Odd"):
         describe(odd)
+
+
+LATE = """
+from typing import TYPE_CHECKING, Any
+from workers import BackgroundJob, Runner
+
+if TYPE_CHECKING:
+    from contexts import Context
+
+class Late(BackgroundJob[Any]):
+    text: str = ""
+
+    async def run(self, ctx: Context) -> Defined: ...
+    def backoff(attempt: Attempts) -> Defined: return 1.0
+    @staticmethod
+    def archive(job: Claimed) -> Defined: return True
+
+def runner(database_url: Url) -> Runner[Context]: ...
+
+class Defined: ...
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated at once")
+def test_functions_may_be_annotated_with_what_is_not_there() -> None:
+    """From 3.14 on, and without `from __future__ import annotations`."""
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(compile(LATE, "late.py", "exec", dont_inherit=True), names)
+    assert describe(names["Late"]).codec.encode(names["Late"]()) == '{"text":""}'
+    assert takes_database_url(names["runner"], "late:runner")
+    assert _would_do(names["runner"], __name__)

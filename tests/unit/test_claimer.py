@@ -21,7 +21,7 @@ from workers.runtime.gate import Gate
 from workers.runtime.ledger import Ledger
 from workers.runtime.work_queue import WorkQueue
 from workers.storage.base import Claimed, ClaimRequest, Guard, Settled, Storage
-from workers.storage.postgres.hints import THOROUGH_SHARE, TRAIL_BEHIND, TRAIL_EVERY
+from workers.storage.postgres.hints import MAX_PAUSE, THOROUGH_SHARE, TRAIL_BEHIND, TRAIL_EVERY
 from workers.telemetry import JobSuperseded, subscribe
 
 PATIENCE = 10
@@ -264,4 +264,4 @@ def test_the_documented_figures() -> None:
     """Rules 11 and 12, as docs/protocol.md has them."""
     assert START_WITHIN == 1.0
     assert MIN_RUNS == 20
-    assert (TRAIL_EVERY, TRAIL_BEHIND, THOROUGH_SHARE) == (1.0, 3.0, 50)
+    assert (TRAIL_EVERY, TRAIL_BEHIND, THOROUGH_SHARE, MAX_PAUSE) == (1.0, 3.0, 50, 30.0)

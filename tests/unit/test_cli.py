@@ -78,6 +78,14 @@ def test_json_has_every_field_and_the_traceback_on_one_line() -> None:
     assert "hunter2" not in text
 
 
+def test_keys_that_json_does_not_have_are_texts() -> None:
+    """The line would be lost."""
+    sold = {("eu", 1): 2, 3: {None: "postgresql://shop:hunter2@db/shop"}, "at hunter2@db": 4}
+    entry = json.loads(render(logs._Json(), logging.makeLogRecord({"msg": "sold", "sold": sold})))
+    shown = {"('eu', 1)": 2, "3": {"None": "postgresql://shop:***@db/shop"}, "at hunter2@db": 4}
+    assert entry["sold"] == shown
+
+
 @pytest.mark.parametrize("formatter", [logs._Text(), logs._Json()])
 def test_what_a_job_logs_has_none_of_its_secrets(formatter: logging.Formatter) -> None:
     """While its code runs; in a context of its own."""

@@ -15,6 +15,7 @@ from workers import telemetry
 from workers.errors import StorageRejectedError, StorageUnavailableError
 from workers.job import ClaimedJob
 from workers.lifecycle import Bury, Release, Retry, Wait
+from workers.runtime import stream
 from workers.runtime.completer import Completer
 from workers.runtime.ledger import Ledger
 from workers.storage.base import Guard, Settled, Settlement, Storage
@@ -50,10 +51,13 @@ class Store:
 
     async def complete(
         self, session: int, guards: Sequence[Guard], closed: Collection[int]
-    ) -> Collection[int]:
-        written = await self._write(session, [guard.id for guard in guards], closed)
-        self.completed.append([guard.id for guard in guards])
-        return written
+    ) -> Settled:
+        blocked = self.blocked & {guard.id for guard in guards}
+        free = [guard.id for guard in guards if guard.id not in blocked]
+        written = await self._write(session, free, () if blocked else closed)
+        self.completed.append(free)
+        self.tried.set()
+        return Settled(written, (), blocked)
 
     async def settle(
         self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
@@ -130,6 +134,29 @@ async def test_what_ends_while_a_statement_is_on_its_way_is_the_next_batch(bench
     assert bench.store.forgotten == [(1, 1)]
 
 
+async def test_what_ends_right_after_a_write_is_gathered_for_a_moment(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 14: each write costs the loop as much as many jobs. A worthwhile batch does not wait, nor does the end."""
+    monkeypatch.setattr(stream, "PACE", 3600.0)
+    monkeypatch.setattr(stream, "WORTH", 3)
+    jobs = bench.claim(*range(7))
+    task = asyncio.create_task(bench.completer.run())
+    for group in (jobs[:1], jobs[1:4], jobs[4:5], jobs[5:]):
+        for job in group:
+            bench.completer.completed(job)
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert bench.store.completed == [[0], [1, 2, 3]]
+    task.cancel()
+    await asyncio.wait([task])
+    bench.completer.close()
+    async with asyncio.timeout(PATIENCE):
+        await bench.completer.run()
+    assert bench.store.completed == [[0], [1, 2, 3], [4, 5, 6]]
+    assert not bench.ledger
+
+
 async def test_the_two_streams_do_not_wait_for_each_other(bench: Bench) -> None:
     """A give-back that meets a lock does not hold up completions."""
     jobs = bench.claim(1, 2)
@@ -140,9 +167,9 @@ async def test_the_two_streams_do_not_wait_for_each_other(bench: Bench) -> None:
         await completed.wait()
         return Settled([1])
 
-    async def quick(*args: Any) -> list[int]:
+    async def quick(*args: Any) -> Settled:
         completed.set()
-        return [2]
+        return Settled([2])
 
     store: Any = bench.store
     store.settle, store.complete = slow, quick
@@ -220,6 +247,27 @@ async def test_one_that_has_to_wait_holds_up_nothing(
     assert bench.store.forgotten[1:] == [(1, 1)]
     assert (bench.completer.superseded, bench.completer.fenced) == (1, 0)
     assert caplog.text.count("jobs go back when the transactions are over") == 1
+
+
+async def test_a_locked_row_holds_up_no_completion(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rule 14: it is tried again by itself. Whether it may have been written already stays known: then it is not fenced."""
+    jobs = bench.claim(1, 2, 3)
+    bench.store.trouble = [StorageUnavailableError("gone")]
+    bench.store.blocked = {1}
+    async with bench.running():
+        bench.completer.completed(jobs[0])
+        bench.completer.completed(jobs[1])
+        async with asyncio.timeout(PATIENCE):
+            await bench.store.tried.wait()
+        bench.completer.completed(jobs[2])
+        bench.store.blocked = set()
+        bench.store.gone = {1}
+    assert bench.store.completed == [[2], [3], [1]]
+    assert (bench.completer.fenced, bench.store.forgotten) == (0, [(1, 1)])
+    assert not bench.ledger
+    assert caplog.text.count("wait for whoever has locked their rows") == 1
 
 
 async def test_what_has_to_wait_is_tried_again_though_others_keep_coming(bench: Bench) -> None:

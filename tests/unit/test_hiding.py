@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from datetime import UTC, date, datetime
-from typing import Annotated, Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, NewType, TypedDict
 from urllib.parse import quote
 
 import msgspec
@@ -320,3 +322,58 @@ def test_a_mark_without_a_type_is_refused(annotation: Any) -> None:
     bare = make_dataclass("Bare", [("token", annotation)])
     with pytest.raises(RegistrationError, match=r"Bare\.token: .* `token: Secret\[str\]`"):
         secret_fields(bare)
+
+
+@pytest.mark.parametrize("before", ["", "u", "us", "user:"])
+@pytest.mark.parametrize("after", ["", "!", "!!"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_a_secret_inside_of_base64_is_hidden(
+    before: str, after: str, encode: Callable[[bytes], bytes]
+) -> None:
+    """As in the header of HTTP's basic authentication, wherever it begins there; nothing of it can be decoded then."""
+    secret = "s3cret~~value?-4711"
+    hide = Hiding(json.dumps({"token": secret}), frozenset({"token"}))
+    coded = encode(f"{before}{secret}{after}".encode()).decode()
+    shown = hide(f"401 for Basic {coded}.")
+    assert HIDDEN in shown
+    left = len(shown.replace(HIDDEN, "")) - len("401 for Basic .")
+    assert left <= len(encode(before.encode())) + len(encode(after.encode())) + 2
+    assert hide("401 for Basic dXNlcjpub2JvZHk=") == "401 for Basic dXNlcjpub2JvZHk="
+
+
+@dataclass
+class _Marked:
+    s: dict[str, Secret[str]]
+
+
+@dataclass
+class _Between:
+    c: _Marked
+    f0: str | int | None
+    f1: list[list[int]]
+    f2: dict[str, int]
+    f3: int | None
+    f4: int | None
+
+
+@dataclass
+class _Around:
+    f0: set[str]
+    f1: list[int]
+    c: _Between
+    f2: tuple[int, str]
+
+
+_Token = NewType("_Token", Secret[str])
+
+
+class Deep(BackgroundJob[Any]):
+    x: _Around
+    token: _Token
+
+    async def run(self, ctx: Any) -> None: ...
+
+
+def test_no_mark_is_missed_because_another_annotation_had_its_address() -> None:
+    """Annotations that are texts become types anew each time, which come and go."""
+    assert describe(Deep).secrets == {"x", "token"}

@@ -8,6 +8,8 @@ import pytest
 
 from workers.job import ClaimedJob
 from workers.storage.postgres.hints import (
+    COSTLY,
+    MAX_PAUSE,
     MAX_PRIORITIES,
     THOROUGH_SHARE,
     TRAIL_BEHIND,
@@ -53,6 +55,7 @@ class Claims:
 def claims() -> Claims:
     """Hints after a thorough scan that found jobs of two priorities and expensive enough to be rare."""
     claims = Claims()
+    claims.scan(took=10.0)
     claims.scan(*jobs(7, 9, priority=5), *jobs(3, 4), took=10.0)
     claims.hints.plan(claims.now)  # the trailing scan that is due
     return claims
@@ -84,12 +87,48 @@ def test_a_thorough_scan_can_be_asked_for(claims: Claims) -> None:
 
 def test_thorough_scans_cost_two_percent(claims: Claims) -> None:
     """Rule 11: the next one waits fifty times as long as the last one took."""
-    begun = claims.now
-    claims.scan(thorough=True, took=2.0)
-    claims.now = begun + 2.0 + THOROUGH_SHARE * 2.0 - 0.1
+    claims.scan(thorough=True, took=0.5)
+    claims.now += THOROUGH_SHARE * 0.5 - 0.1
     assert claims.kind() is not ScanKind.THOROUGH
     claims.now += 0.2
     assert claims.kind() is ScanKind.THOROUGH
+
+
+def test_jobs_that_no_hint_points_at_wait_no_longer_than_half_a_minute(claims: Claims) -> None:
+    """Rule 11: however long thorough scans take."""
+    claims.scan(thorough=True, took=10.0)
+    claims.now += MAX_PAUSE - 0.1
+    assert claims.kind() is not ScanKind.THOROUGH
+    claims.now += 0.2
+    assert claims.kind() is ScanKind.THOROUGH
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_one_scan_that_took_long_is_not_believed(before: int) -> None:
+    """Rule 11: it waited for a table lock or a server that stood still, and says nothing of the next one."""
+    claims = Claims()
+    for _ in range(before):
+        claims.scan(*jobs(3), thorough=True)
+    claims.scan(*jobs(5), thorough=True, took=2.0)
+    claims.now += THOROUGH_SHARE * (TOOK if before else COSTLY) + 0.001
+    assert claims.kind() is ScanKind.THOROUGH
+    claims.scan(*jobs(7))
+    claims.now += THOROUGH_SHARE * TOOK + 0.001
+    assert claims.kind() is ScanKind.THOROUGH
+
+
+@pytest.mark.parametrize("short", [0, 1, 2, 7])
+def test_long_scans_between_short_ones_cost_as_little(short: int) -> None:
+    """Rule 11: one of them is not believed, but not one in two."""
+    claims, begun, long = Claims(), 100.0, 0.0
+    while claims.now < begun + 1000:
+        for took in (*[TOOK] * short, 0.5):
+            while claims.hints.plan(claims.now).kind is not ScanKind.THOROUGH:
+                claims.now += 0.01
+            claims.now += took
+            claims.hints.claimed(Plan(ScanKind.THOROUGH), jobs(3), 10, claims.now, took)
+            long += took
+    assert long <= 0.045 * (claims.now - begun)
 
 
 def test_a_notification_below_the_hint_pulls_it_back(claims: Claims) -> None:
@@ -206,7 +245,7 @@ def test_sixteen_priorities_have_a_hint() -> None:
     """Rule 10: the ones used last; thorough scans find the rest."""
     claims = Claims()
     for priority in range(20):
-        claims.scan(*jobs(priority + 1, priority=priority), took=10.0)
+        claims.scan(*jobs(priority + 1, priority=priority), took=1.0)
     plan, _ = claims.scan()
     assert plan.priorities == list(range(19, 19 - MAX_PRIORITIES, -1))
 
@@ -215,7 +254,7 @@ def test_the_hint_that_was_used_longest_ago_makes_way() -> None:
     """Rule 10: not the one that was known first."""
     claims = Claims()
     for priority in (*range(MAX_PRIORITIES), 0, 99):
-        claims.scan(*jobs(priority + 1, priority=priority), took=10.0)
+        claims.scan(*jobs(priority + 1, priority=priority), took=1.0)
     assert claims.scan()[0].priorities == [99, *range(MAX_PRIORITIES - 1, 1, -1), 0]
 
 
@@ -224,7 +263,7 @@ def test_hints_of_used_priorities_stay() -> None:
     claims = Claims()
     for priority in range(20):
         claims.scan(
-            *jobs(priority + 1, priority=priority), *jobs(priority + 1, priority=-1), took=10.0
+            *jobs(priority + 1, priority=priority), *jobs(priority + 1, priority=-1), took=1.0
         )
     assert -1 in claims.scan()[0].priorities
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import bdb
+import sys
+import traceback
+from types import FrameType
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from workers import BackgroundJob
@@ -36,6 +41,7 @@ class Bench:
         self.completer = Completer(cast(Storage, None), self.ledger)
         self.queue = WorkQueue("default", QueueConfig())
         self.died: list[BaseException] = []
+        self.ended: list[str] = []
         self.storage, self.claimer = Noticing(), Looking()
         self.reports = Reports(
             cast(Storage, self.storage),
@@ -46,7 +52,7 @@ class Bench:
             {"default": cast(Claimer, self.claimer)},
             set(),
             self.died.append,
-            None,
+            lambda seconds, stack: self.ended.append(stack),
         )
 
     def claim(self, *ids: int) -> list[ClaimedJob]:
@@ -95,7 +101,6 @@ async def test_what_a_reaped_session_held_is_nobodys_business_here(bench: Bench)
     """Rule 19: running jobs are stopped without a word, what was claimed in advance is not begun."""
     running, *ahead = bench.claim(1, 2, 3)
     bench.queue.put(ahead)
-    bench.gate.exclusive = True
     task = asyncio.create_task(asyncio.Event().wait())
     attempt = Attempt(running, describe(Mail), task, 0.0)
     bench.queue.running.add(attempt)
@@ -108,9 +113,25 @@ async def test_what_a_reaped_session_held_is_nobodys_business_here(bench: Bench)
     assert len(bench.ledger) == 1, "the one that runs, until it has ended"
     assert bench.ledger.session == 2
     assert bench.completer.idle
-    assert not bench.gate.exclusive
     assert bench.gate.is_open()
     assert [(event.session, event.successor) for event in lost] == [(1, 2)]
+
+
+@pytest.mark.parametrize("runs", [False, True])
+async def test_a_suspect_of_a_reaped_session_is_alone_until_it_has_ended(
+    bench: Bench, runs: bool
+) -> None:
+    """Rule 20: in a thread it goes on, and may yet take the process and another suspect along."""
+    (job,) = bench.claim(1)
+    job = msgspec.structs.replace(job, crashes=2)
+    bench.gate.exclusive = True
+    if runs:
+        task = asyncio.create_task(asyncio.Event().wait())
+        bench.queue.running.add(Attempt(job, describe(Mail), task, 0.0))
+    else:
+        bench.queue.put([job])
+    bench.reports.session_replaced(2)
+    assert bench.gate.exclusive is runs
 
 
 async def test_rescued_jobs_that_made_way_are_told(bench: Bench) -> None:
@@ -158,3 +179,40 @@ async def test_a_name_that_somebody_wrote_into_the_table_is_one_line_of_the_log(
     assert len(said) == 3
     assert all(text.isprintable() for text in said)
     assert "jobs of type send have been waiting" in said[1]
+
+
+class Debugger(bdb.Bdb):
+    """Stops at the first line, as `breakpoint()` does, and shows where its user would sit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ""
+
+    def user_line(self, frame: FrameType) -> None:
+        self.stack = "".join(traceback.format_stack())
+        self.set_quit()
+
+
+def stack_in(path: str) -> str:
+    """The stack of a loop that stands still in a file of this name."""
+    found: dict[str, Any] = {"traceback": traceback}
+    exec(compile("stack = ''.join(traceback.format_stack())", path, "exec"), found)
+    return str(found["stack"])
+
+
+async def test_a_loop_that_stands_still_is_left_alone_only_while_it_is_debugged(
+    bench: Bench,
+) -> None:
+    """A job's own file may be called nearly like a debugger's."""
+    debugger, tracing = Debugger(), sys.gettrace()
+    try:
+        debugger.run("pass")
+    finally:
+        sys.settrace(tracing)
+    assert "bdb.py" in debugger.stack
+    bench.reports.stalled(9.0, debugger.stack, limit=5.0)
+    assert bench.ended == []
+    stacks = [stack_in(f"/srv/shop/{name}") for name in ("webdb.py", "bdb.py", "jobs_pydevd.py")]
+    for stack in stacks:
+        bench.reports.stalled(9.0, stack, limit=5.0)
+    assert bench.ended == stacks

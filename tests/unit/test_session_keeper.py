@@ -30,10 +30,10 @@ class Link:
         self.arrives = False
         self.down = 0
         self.alive = True
-        self.silent = False
+        self.silent = self.more = False
 
     def maintain(self, request: MaintenanceRequest, *, probe: str | None) -> Maintenance:
-        return Maintenance(alive=True, silent=self.silent)
+        return Maintenance(alive=True, silent=self.silent, more=self.more)
 
     def claims(self) -> dict[int, list[int]]:
         self.asked += 1
@@ -119,6 +119,14 @@ async def test_a_silent_session_is_looked_at_again_as_soon_as_it_may_be_dead(ben
     assert bench.keeper._tick() == 1.0
     bench.link.silent = True
     assert bench.keeper._tick() == SUSPICION
+
+
+async def test_jobs_that_are_due_in_masses_do_not_wait_for_the_next_second(bench: Bench) -> None:
+    """Rule 8: a round stages so many at most, as the lease is not renewed meanwhile; the next one follows at once."""
+    bench.link.more = True
+    assert bench.keeper._tick() == 0.0
+    bench.link.more = False
+    assert bench.keeper._tick() == 1.0
 
 
 async def test_once_a_lease_the_difference_goes_back(bench: Bench) -> None:

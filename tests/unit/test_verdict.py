@@ -102,3 +102,13 @@ async def test_a_cancellation_of_the_task_spoils_it(attempt: Attempt) -> None:
     assert isinstance(outcome_of(asyncio.CancelledError(), attempt, closing=False), Failed)
     assert attempt.spoiled
     attempt.task.uncancel()
+
+
+async def test_the_cancellation_of_a_job_that_cancels_itself_is_shown_without_passwords(
+    attempt: Attempt,
+) -> None:
+    error = asyncio.CancelledError("postgresql://me:hunter2@host/db")
+    outcome = outcome_of(error, attempt, closing=False)
+    assert isinstance(outcome, Failed)
+    assert type(outcome.exception).__name__ == "CancelledError"
+    assert "hunter2" not in f"{outcome.error} {outcome.exception!r}"

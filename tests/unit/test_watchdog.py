@@ -14,19 +14,21 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no wat
 
 #: Of the process, until the watchdog ends it.
 _SECONDS = 0.3
-_PROGRAM = f"""
-import ctypes, os, signal
+_PROGRAM = """
+import ctypes, os, signal, sys, threading
 from workers.cli import watchdog
 
-with watchdog.watchdog({_SECONDS} - watchdog._MARGIN):
-    {{}}
+with watchdog.watchdog({seconds} - watchdog._MARGIN):
+    {fault}
 print("goes on")
 """
 
 
-def run(fault: str, signals: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(
+    fault: str, signals: tuple[int, ...] = (), *, seconds: float = _SECONDS
+) -> subprocess.CompletedProcess[str]:
     """How the program ends that does this; one that stops is sent `signals` when its time is long over."""
-    command = [sys.executable, "-c", _PROGRAM.format(fault)]
+    command = [sys.executable, "-c", _PROGRAM.format(fault=fault, seconds=seconds)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -68,3 +70,14 @@ def test_a_second_ctrl_z_in_the_middle_of_the_first() -> None:
     )
     ended = run(fault, (signal.SIGCONT,))
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "goes on\n", "")
+
+
+def test_a_job_that_closes_standard_error_does_not_end_the_process() -> None:
+    fault = """watchdog._EVERY = 0.02
+    [thread] = [each for each in threading.enumerate() if each.name == "workers-watchdog"]
+    sys.stderr.close()
+    sys.__stderr__.close()
+    thread.join(1.2)
+    print(thread.is_alive())"""
+    ended = run(fault, seconds=60.0)
+    assert (ended.returncode, ended.stdout) == (0, "True\ngoes on\n")

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from .._annotations import signature
 from ..runner import Runner
 from .command import one_line
 
@@ -61,7 +62,7 @@ def _would_do(value: Any, module: str) -> bool:
         takes_url = takes_database_url(value, module)
     except click.ClickException:
         return False
-    made = str(inspect.signature(value).return_annotation)
+    made = str(signature(value).return_annotation)
     return takes_url or "Runner" in made or "runner" in value.__name__.lower()
 
 
@@ -71,7 +72,7 @@ def takes_database_url(target: Any, spec: str) -> bool:
         return False
     if not callable(target) or isinstance(target, type):
         raise click.ClickException(_wrong(spec, "is", target))
-    parameters = inspect.signature(target).parameters
+    parameters = signature(target).parameters
     for parameter in parameters.values():
         optional = parameter.default is not parameter.empty
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import psycopg
@@ -13,7 +13,7 @@ from .._connection_advice import add_advice
 from ..errors import WorkersError
 from ..hiding import without_passwords
 
-__all__ = ["Command", "one_line", "show_tracebacks"]
+__all__ = ["Command", "one_line", "show_tracebacks", "tell"]
 
 _DEBUG = "workers.debug"
 
@@ -36,14 +36,34 @@ class Command(click.Command):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
         except Exception as error:
-            if isinstance(error, BrokenPipeError) and _is_of_output(error):
-                raise  # click ends quietly: `| head` has read enough
-            if ctx.meta.get(_DEBUG):
-                click.echo(without_passwords(traceback.format_exc()), err=True)
-            raise click.ClickException(one_line(error)) from error
+            if isinstance(error, click.ClickException) or _is_for_click(error):
+                raise
+            raise _shown(ctx, error) from error
+
+
+def tell(context: click.Context, error: BaseException) -> NoReturn:
+    """Write now what `invoke` would write of `error` at the end, and go there: for a command that may not get so far."""
+    if not isinstance(error, Exception) or _is_for_click(error):
+        raise error
+    if not isinstance(error, click.ClickException):
+        error = _shown(context, error)
+    error.show()
+    raise click.exceptions.Exit(error.exit_code) from error
+
+
+def _shown(context: click.Context, error: Exception) -> click.ClickException:
+    """What click shows of it; its traceback, where that is wanted, is written here."""
+    if context.meta.get(_DEBUG):
+        click.echo(without_passwords("".join(traceback.format_exception(error))), err=True)
+    return click.ClickException(one_line(error))
+
+
+def _is_for_click(error: Exception) -> bool:
+    """Whether click itself knows what to do, which may be nothing: `| head` has read enough."""
+    if isinstance(error, click.exceptions.Exit | click.Abort):
+        return True
+    return isinstance(error, BrokenPipeError) and _is_of_output(error)
 
 
 def _is_of_output(error: BaseException) -> bool:

@@ -87,7 +87,7 @@ def _cleaned(value: Any) -> Any:
         case str():
             return _clean(value)
         case dict():
-            return {_cleaned(key): _cleaned(part) for key, part in value.items()}
+            return {_clean(str(key)): _cleaned(part) for key, part in value.items()}
         case list() | tuple():
             return [_cleaned(part) for part in value]
         case _:

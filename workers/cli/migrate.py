@@ -32,7 +32,7 @@ def migrate(database_url: str | None, sql: bool, prefix: str | None) -> None:
     \b
     Examples:
       workers migrate --database-url postgresql://localhost/shop
-      workers migrate --sql > jobs.sql    for tools that apply SQL themselves
+      workers migrate --sql > jobs.sql    for tools that apply SQL themselves, once, in one transaction
       workers migrate --roles             make the roles, too; again after each upgrade
 
     \b

@@ -18,9 +18,10 @@ import click
 from .. import sentry
 from ..log_aside import aside
 from ..runner import Runner
+from ..telemetry import SessionStarted, subscribe
 from . import logs
 from .app import load, make_runner, takes_database_url
-from .command import Command, show_tracebacks
+from .command import Command, show_tracebacks, tell
 from .database import VARIABLE, database_option, resolve
 from .processes import Processes, watched_by_parent
 from .tally import Tally
@@ -45,7 +46,7 @@ _EPILOG = """
 Exit codes:
   0  shut down in order: jobs have finished, or went back to their queue
   1  it could not start, or it died; or a job held the GIL for longer than the
-     limit of 4: standard error has the stack (on Linux)
+     loop_stall_limit: standard error has the stack (on Linux)
   2  wrong usage
   3  some jobs would not stop (a thread can't be stopped) and were left behind;
      other runners give them back, as after a crash
@@ -56,8 +57,10 @@ Exit codes:
 
 Threads and tasks that jobs have left behind get 3 s at the end.
 
-With --processes the highest code of the processes that were running at the end. Each has a session of its own, and a grace
-of its own; signals are passed on. One that dies is replaced and its jobs are rescued; when none ever got ready, it gives up.
+With --processes the highest code of the processes that were running at the end; 1 where one of them was killed. Each has a
+session of its own, and a grace of its own; signals are passed on. One that ends is replaced, and its jobs are rescued,
+whatever its code is and whoever ended it, unless its queues were empty: to end all, signal the parent. One that can't be
+started is tried again; when none ever got ready, the parent gives up.
 
 Log lines go to standard error: what became of the jobs of the last second, queue by queue, retries and deaths one by
 one, and with --log-level debug each job. In the code of a job they carry job_id, job_type, queue, attempt and session. An
@@ -136,17 +139,21 @@ def run(
             ):  # nobody has told it to end: `sys.exit` in a callback, or `loop.stop`
                 aside.critical("a job ended the event loop, so the process ends: %r", error)
                 _leave(LOOP_ENDED)
-            raise
+            if service.has_begun:
+                _finish(1)
+            tell(context, error)  # now: the loop may never end
+        _finish(0)
 
 
 class _Service:
-    """The application's runner. `is_running` while it runs, and if its coroutine was left in the middle."""
+    """The application's runner. `is_running` while it runs, and if its coroutine was left in the middle; `has_begun` once
+    there may be jobs."""
 
     def __init__(self, target: Any, arguments: Mapping[str, str], spec: str) -> None:
         self._target = target
         self._arguments = arguments
         self._spec = spec
-        self.is_running = False
+        self.is_running = self.has_begun = False
 
     async def run(self, configure_logs: Callable[[], None]) -> None:
         async with AsyncExitStack() as stack:
@@ -156,22 +163,38 @@ class _Service:
             if unfinished:
                 # leaving the loop in the ordinary way would wait for their threads
                 _leave(JOBS_LEFT)
-        threading.Thread(target=_leave_in_any_case, daemon=True).start()
 
     async def _run(self, runner: Runner[Any]) -> list[int]:
         self.is_running = True
         try:
-            with Tally(), watched_by_parent(), watchdog(runner.loop_stall_limit):
+            with (
+                Tally(),
+                subscribe(self._begin, SessionStarted),
+                watched_by_parent() as has_ended,
+                watchdog(runner.loop_stall_limit),
+            ):
                 unfinished = await runner.run(on_stall=lambda seconds, frames: _leave(LOOP_STALLED))
+                if not unfinished:
+                    has_ended(runner._told_to_end)
         except Exception:
             self.is_running = False
             raise
         self.is_running = False
         return unfinished
 
+    def _begin(self, event: SessionStarted) -> None:
+        self.has_begun = True
 
-def _leave_in_any_case() -> None:
-    """What a job has left behind, a thread or a task that can't be ended, is not waited for."""
+
+def _finish(code: int) -> None:
+    """The process is about to end by itself; if it does not, it is ended with `code`.
+
+    What a job has left behind, a thread or a task that can't be ended, is not waited for.
+    """
+    threading.Thread(target=_leave_later, args=[code], daemon=True).start()
+
+
+def _leave_later(code: int) -> None:
     time.sleep(_PATIENCE)  # an ordinary end does not take so long, and takes this thread with it
     threads = [
         thread.name
@@ -180,7 +203,7 @@ def _leave_in_any_case() -> None:
     ]
     what = f"threads: {', '.join(threads)}" if threads else "a task that does not end"
     aside.warning("the process ends without what jobs have left behind: %s", what)
-    _leave(0)
+    _leave(code)
 
 
 def _repeated(context: click.Context) -> list[str]:

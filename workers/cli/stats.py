@@ -36,11 +36,11 @@ def stats(database_url: str | None, as_json: bool) -> None:
     """Count the jobs of each queue by state.
 
     \b
-    available  could run now; OLDEST is the age of the one that waits longest
+    available  could run now; OLDEST is how long ago the first of them was enqueued
     running    claimed by a runner
-    scheduled  wait for their time
+    scheduled  wait for their time, or for a runner once that has come
     retryable  failed, and wait for their next attempt
-    dead       used up their attempts, or were discarded; kept for a human
+    dead       used up their attempts or crashes, or were discarded; kept for a human
     archived   finished, or cancelled, and kept
 
     --json gives {"queues": {NAME: COUNTS, ...}, "total": COUNTS}; COUNTS has these words, and "oldest" in seconds,

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import TextIO
 
 __all__ = ["watchdog"]
 
@@ -30,7 +29,9 @@ def watchdog(limit: float) -> Iterator[None]:
     if sys.platform != "linux" or sys.__stderr__ is None:
         yield
         return
-    dog = _Watchdog(limit + _MARGIN, sys.__stderr__)
+    # jobs may close standard error itself
+    file = os.dup(sys.__stderr__.fileno())
+    dog = _Watchdog(limit + _MARGIN, file)
     previous = signal.signal(signal.SIGTSTP, dog.stop_process)
     dog.start()
     try:
@@ -38,12 +39,13 @@ def watchdog(limit: float) -> Iterator[None]:
     finally:
         dog.end()
         signal.signal(signal.SIGTSTP, previous or signal.SIG_DFL)
+        os.close(file)
 
 
 class _Watchdog:
     """Puts off the end, as long as its thread gets to run."""
 
-    def __init__(self, seconds: float, file: TextIO) -> None:
+    def __init__(self, seconds: float, file: int) -> None:
         self._seconds = seconds
         self._file = file
         self._over = threading.Event()

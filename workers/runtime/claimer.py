@@ -21,7 +21,7 @@ from ..job import ClaimedJob
 from ..lifecycle import Release
 from ..storage.base import Claimed, ClaimRequest, Guard, Scan, Storage
 from .appetite import Appetite
-from .completer import Completer
+from .completer import MOST_UNWRITTEN, Completer
 from .gate import Gate
 from .ledger import Ledger
 from .work_queue import WorkQueue
@@ -86,6 +86,8 @@ class Claimer:
         queue, next_poll = self._queue, 0.0
         while True:
             await self._gate.wait_open()
+            if self._completer.unwritten >= MOST_UNWRITTEN:
+                await self._completer.wait_for_relief()
             queue.attention.clear()
             now = time.monotonic()
             self._give_back_overslept(now)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 
 import anyio
@@ -38,6 +39,9 @@ class Crew:
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: anyio.CancelScope | None = None
         self._hurried = False
+        self._most_grace = math.inf
+        self._finishing: asyncio.Task[None] | None = None
+        self._tell: Callable[[list[int]], None] = lambda job_ids: None
 
     def start(self) -> None:
         """Start all workers."""
@@ -67,15 +71,29 @@ class Crew:
         running = [attempt.job for queue in self._queues.values() for attempt in queue.running]
         return [f"{job.id} ({job.job_type})" for job in sorted(running, key=lambda job: job.id)]
 
-    async def finish(self, grace: float, tell: Callable[[list[int]], None]) -> None:
-        """Wait for running jobs, and stop those that are not done when the grace is over.
+    def start_finishing(self, grace: float, tell: Callable[[list[int]], None]) -> None:
+        """Wait for running jobs, and stop those that are not done when the grace is over. `finished` waits for the end.
 
         Those that would not end are told, and keep their claims, and the caller, until they do.
         """
+        self._tell = tell
+        self._finishing = asyncio.create_task(self._finish(grace), name="workers-finish")
+
+    async def finished(self) -> None:
+        """Wait until all workers have ended."""
+        while self._finishing is None or self._finishing.cancelled() or not self._finishing.done():
+            # a loop that closes cancels it
+            if self._finishing is None or self._finishing.cancelled():
+                self._finishing = asyncio.create_task(self._finish(0.0), name="workers-finish")
+            await asyncio.wait([self._finishing])
+        self._finishing.result()
+
+    async def _finish(self, grace: float) -> None:
         if running := self.running():
             text = "waiting up to %g s for %d running jobs"
             logger.info(text, grace, len(running), extra={"job_ids": running})
-        with anyio.move_on_after(grace) as self._grace:
+        # it may have been hurried before this task had its first turn
+        with anyio.move_on_after(min(grace, self._most_grace)) as self._grace:
             await self._ended()
         self._grace = None
         if not self._tasks:
@@ -95,12 +113,13 @@ class Crew:
                 ", ".join(self._named()),
                 extra={"job_ids": unfinished},
             )
-            tell(unfinished)
+            self._tell(unfinished)
             await self._ended()
 
     def hurry(self, grace: float) -> None:
         """Let the grace end in `grace` seconds, if it would last longer."""
         self._hurried = True
+        self._most_grace = min(self._most_grace, grace)
         if self._grace is not None:
             self._grace.deadline = min(self._grace.deadline, anyio.current_time() + grace)
 

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any
 
-__all__ = ["Deferred", "Driven", "as_coroutine", "come_clean"]
+import anyio
+
+__all__ = ["Deferred", "Driven", "as_coroutine", "come_clean", "insist"]
 
 
 class Driven(Awaitable[None]):
@@ -85,3 +87,21 @@ async def come_clean(task: asyncio.Task[Any]) -> None:
             await asyncio.sleep(0)
         while task.cancelling():
             task.uncancel()
+
+
+async def insist(step: Callable[[], Awaitable[None]], hurry: Callable[[], None]) -> None:
+    """Take a step on the way down, whoever cancels this task: then `hurry`, and the step begins anew.
+
+    Raises CancelledError afterwards.
+    """
+    cancelled = None
+    while True:
+        try:
+            with anyio.CancelScope(shield=True):
+                await step()
+            break
+        except asyncio.CancelledError as error:
+            cancelled = error
+            hurry()
+    if cancelled is not None:
+        raise cancelled

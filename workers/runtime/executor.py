@@ -91,9 +91,12 @@ class Executor:
         return outcome, transition
 
     def _is_innocent(self, attempt: Attempt) -> bool:
-        """Whether to believe that the cancellation which ended the attempt was not its own doing: once for each job, and
-        not where no other job ran before in the same task. A scope or a timeout that is left open strikes later."""
+        """Whether to believe that the cancellation which ended the attempt was not its own doing: surely if its code had
+        not begun; else once for each job, and not where no other job ran before in the same task. A scope or a timeout
+        that is left open strikes later."""
         job_id = attempt.job.id
+        if attempt.scope is None:
+            return True
         if attempt.fresh or job_id in self._doubted:
             self._doubted.discard(job_id)
             return False
@@ -168,6 +171,7 @@ class Executor:
         except asyncio.CancelledError:
             if ended.cancel():  # it had not begun
                 self._threads.discard(attempt.job.id)
+                attempt.scope = None
                 raise
             waiter = asyncio.wrap_future(ended)
             while not waiter.done():

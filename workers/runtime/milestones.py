@@ -11,6 +11,9 @@ __all__ = ["Milestones"]
 
 logger = logging.getLogger("workers")
 
+#: A loop that closes cancels every task, and is closed within so many seconds.
+_CLOSES_WITHIN = 1.0
+
 
 class Milestones:
     """Two futures, each of which is resolved in any case."""
@@ -33,7 +36,10 @@ class Milestones:
             self.ended.set_result(job_ids)
 
     def over(self, error: BaseException | None, *, known: bool) -> None:
-        """The runner has ended, with `error`; unless it is `known`, it goes to the log: maybe nobody waits."""
+        """The runner has ended, with `error`; unless it is `known`, it goes to the log: maybe nobody waits.
+
+        A cancellation that is not `known` comes from a loop that closes; or from somebody who cancels what is not his.
+        """
         if isinstance(error, Exception):
             if not known:
                 what = "did not end in order" if self.ready.done() else "can't start"
@@ -44,9 +50,19 @@ class Milestones:
         elif error is None:
             self.left_behind([])
             self._fail(RunnerError("the runner was shut down before it was ready"))
-        else:  # the loop closes
-            self.left_behind([])
+        else:
             self.ready.cancel()
+            if known:
+                self.left_behind([])
+            else:
+                asyncio.get_running_loop().call_later(_CLOSES_WITHIN, self._vanished)
+
+    def _vanished(self) -> None:
+        """The loop goes on, and the runner does not."""
+        if not self.ended.done():
+            error = RunnerError("the runner's task was cancelled: it works no more jobs")
+            logger.critical("%s; does something cancel all tasks of this event loop?", error)
+            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         for future in (self.ready, self.ended):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Mapping
 
 from .. import telemetry
@@ -11,7 +12,7 @@ from ..job import printable
 from ..log_aside import aside
 from ..storage.base import DeadSession, Maintenance, Storage, Wake
 from .attempt import Fenced
-from .claimer import Claimer
+from .claimer import SHARED_CRASHES, Claimer
 from .completer import Completer
 from .executor import ThreadJobs
 from .gate import Gate
@@ -88,7 +89,8 @@ class Reports:
                 attempt.stop(Fenced())
             for job in queue.take_back():
                 self._completer.dropped(job)
-        self._gate.free()
+                if job.crashes > SHARED_CRASHES:  # one that runs must be alone until it has ended
+                    self._gate.free()
         telemetry.emit(telemetry.SessionLost(session=old, successor=session))
         self._resume()
 
@@ -194,9 +196,7 @@ class Reports:
         )
         if everything:  # it is over, and a process that was only stopped has done no wrong
             return
-        # somebody is looking into it
-        debugged = any(f"{name}.py" in stack for name in ("bdb", "pydevd"))
-        if over and self._on_stall is not None and not debugged:
+        if over and self._on_stall is not None and not _is_debugged(stack):
             try:
                 self._on_stall(seconds, stack)
             except Exception:  # it must not cost the runner its lease
@@ -206,3 +206,9 @@ class Reports:
         self._gate.open()
         for claimer in self._claimers.values():
             claimer.wake()
+
+
+def _is_debugged(stack: str) -> bool:
+    """Whether somebody is looking into it: the loop stands still in a debugger's own file, not in a job's `webdb.py`."""
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in ("bdb", "pydevd")]
+    return any(file is not None and f'File "{file}"' in stack for file in files)

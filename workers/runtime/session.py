@@ -170,7 +170,8 @@ class SessionKeeper:
             while not self._is_over():
                 pause = self._tick()
                 wake_at = time.monotonic() + pause
-                self._control.wait(pause)
+                # a wait in there may have used up the poke
+                self._control.wait(0.0 if self._stopping else pause)
                 self._loop_watch.overslept(time.monotonic() - wake_at)
             released = self._end()
         except BaseException as error:
@@ -218,12 +219,12 @@ class SessionKeeper:
             return self._tick_every
         for future in waiting:
             future.set_result(result)
-        return min(SUSPICION, self._tick_every) if result.silent else self._tick_every
+        pause = min(SUSPICION, self._tick_every) if result.silent else self._tick_every
+        return 0.0 if result.more else pause
 
     def _now_and_then(self) -> None:
         now = time.monotonic()
-        # a claim that was given up may land long after its connection is gone
-        # (of an idle runner that never lost one the store knows no more than it did the last time)
+        # a claim that was given up may land long after its connection is gone (of one that never lost any nothing is new)
         news, lost_at = self._ledger.news, self._ledger.lost_at
         if now < lost_at + self._request.lease or (
             now >= self._next_reconcile and (news != self._reconciled or lost_at > -math.inf)
@@ -234,7 +235,7 @@ class SessionKeeper:
             orphans = self._ledger.orphans(claims)
             if orphans and (released := self._control.release(orphans)).count:
                 logger.warning(
-                    "gave back %d jobs that this runner held without knowing", len(orphans)
+                    "gave back %d jobs that this runner held without knowing", released.count
                 )
                 self._post(self._events.made_way, released.superseded)
             if not orphans:  # one that had to stay behind a lock is tried again

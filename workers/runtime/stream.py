@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -20,6 +21,9 @@ logger = logging.getLogger("workers")
 
 #: Items in one statement.
 MAX_WRITE = 1000
+#: A write follows on another after this many seconds, or when so many items wait: each one costs the loop as much as twenty
+#: jobs, and the server a commit.
+PACE, WORTH = 0.005, 100
 _RETRY_LEAST, RETRY_MOST = 0.05, 2.0
 #: Seconds until what was put aside is tried again; twice as long each time that nothing else comes of it.
 _ASIDE_LEAST = 0.25
@@ -33,10 +37,11 @@ class Stream(Generic[W]):
     def __init__(
         self,
         write: Callable[[list[W], bool], Coroutine[Any, Any, None]],
-        refused: Callable[[W, StorageError], Coroutine[Any, Any, None]],
+        refused: Callable[[W, StorageError], Coroutine[Any, Any, W | None]],
     ) -> None:
+        """`write` writes a batch. `refused` deals with a bad item, and returns what is to be tried instead, in a while."""
         self._write: Callable[[list[W], bool], Coroutine[Any, Any, None]] = write
-        self._refused: Callable[[W, StorageError], Coroutine[Any, Any, None]] = refused
+        self._refused: Callable[[W, StorageError], Coroutine[Any, Any, W | None]] = refused
         self.buffer: list[W] = []
         self.event = asyncio.Event()
         self.closed = False
@@ -44,23 +49,30 @@ class Stream(Generic[W]):
         self._poked = False
         self._uncertain = False  # the next batch may have been written already
         self._aside: list[W] = []
+        self._aside_uncertain = False
         self._aside_until = 0.0
         self._pause = _ASIDE_LEAST
+        self._written_at = -math.inf
+        self._task: asyncio.Task[Any] | None = None
 
     @property
     def idle(self) -> bool:
         """Nothing is waiting to be written."""
         return not (self.buffer or self.busy or self._aside)
 
+    def __len__(self) -> int:
+        """How many items wait to be written."""
+        return len(self.buffer) + len(self._aside)
+
     def add(self, item: W) -> None:
         self.buffer.append(item)
         self.event.set()
 
-    def put_aside(self, items: Sequence[W]) -> None:
+    def put_aside(self, items: Sequence[W], uncertain: bool) -> None:
         """These have to wait for somebody: they are tried again, now and then, and hold up nothing else."""
         if not items:
-            self._pause = _ASIDE_LEAST
             return
+        self._aside_uncertain = self._aside_uncertain or uncertain
         if not self._aside:
             self._aside_until = time.monotonic() + self._pause
             self._pause = min(RETRY_MOST, self._pause * 2)
@@ -73,12 +85,12 @@ class Stream(Generic[W]):
 
     async def run(self) -> None:
         """Write until closed. Cancelled, it can be run again."""
+        self._task = asyncio.current_task()
         while True:
             self.event.clear()
-            self._take_back()
-            while self.buffer or self._poked:
+            while self.buffer or self._poked or self._aside_is_due():
+                await self._gather()
                 await self._write_next()
-                self._take_back()
             if self._aside:
                 with anyio.move_on_after(self._aside_until - time.monotonic()):
                     await self.event.wait()
@@ -87,17 +99,38 @@ class Stream(Generic[W]):
             else:
                 await self.event.wait()
 
-    def _take_back(self) -> None:
-        """Try again what was put aside, when it is time."""
-        if self._aside and time.monotonic() >= self._aside_until:
-            self.buffer, self._aside = self._aside + self.buffer, []
+    def break_off(self) -> None:
+        """Cancel `run`, and the statement that is under way. Once: a scope would do so again and again, and the driver
+        could not tell the server."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _gather(self) -> None:
+        pause = self._written_at + PACE - time.monotonic()
+        if pause > 0 and len(self.buffer) < WORTH and not (self._poked or self.closed):
+            await asyncio.sleep(pause)
+
+    def _aside_is_due(self) -> bool:
+        return bool(self._aside) and time.monotonic() >= self._aside_until
+
+    def _next_batch(self) -> tuple[list[W], bool]:
+        """What to write, and whether it may have been written already."""
+        # what was put aside comes by itself: what it still has to wait for is not for others to wait for
+        if self._aside_is_due():
+            batch, uncertain = self._aside, self._aside_uncertain
+            self._aside, self._aside_uncertain = [], False
+        else:
+            batch, uncertain = self.buffer[:MAX_WRITE], self._uncertain
+            self.buffer, self._uncertain = self.buffer[MAX_WRITE:], False
+        return batch, uncertain
 
     async def _write_next(self) -> None:
-        batch, self.buffer = self.buffer[:MAX_WRITE], self.buffer[MAX_WRITE:]
+        batch, uncertain = self._next_batch()
         self._poked, self.busy = False, True
         try:
-            await self._persist(batch, self._uncertain)
-            self._uncertain = False
+            await self._persist(batch, uncertain)
+            if not self._aside:
+                self._pause = _ASIDE_LEAST
         except BaseException:
             self._aside = [item for item in self._aside if item not in batch]
             self.buffer[:0] = batch
@@ -105,13 +138,15 @@ class Stream(Generic[W]):
             raise
         finally:
             self.busy = False
+            self._written_at = time.monotonic()
 
     async def _persist(self, batch: list[W], uncertain: bool = False) -> None:
         """Write `batch`, however often it takes. `uncertain`: it may have been written already."""
         delay = _RETRY_LEAST
         while True:
             try:
-                await self._write(batch, uncertain)
+                with anyio.CancelScope(shield=True):
+                    await self._write(batch, uncertain)
                 return
             except StorageUnavailableError as error:
                 if not uncertain:
@@ -127,5 +162,6 @@ class Stream(Generic[W]):
                         # of several kinds, those before the refused one are written
                         await self._persist(half, uncertain=True)
                     return
-                await self._refused(batch[0], error)
+                if (again := await self._refused(batch[0], error)) is not None:
+                    self.put_aside([again], uncertain)
                 return

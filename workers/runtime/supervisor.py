@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..storage.base import MaintenanceRequest, Storage
 from .claimer import Claimer
 from .completer import Completer
 from .crew import Crew
-from .driving import Deferred
+from .driving import Deferred, insist
 from .empty import EmptyWatch
 from .executor import Executor, ThreadJobs
 from .gate import Gate
@@ -44,8 +44,8 @@ logger = logging.getLogger("workers")
 
 #: Seconds that a session gets to begin and end at once, when the runner is shut down while it starts.
 _START_SECONDS = 1.0
-#: After the grace, seconds for outcomes to be written.
-_WRITE_SECONDS = 5.0
+#: After the grace, seconds for outcomes to be written; and for the driver to end the statement that could not.
+_WRITE_SECONDS, _BREAK_OFF_SECONDS = 5.0, 1.0
 
 
 class Supervisor:
@@ -92,18 +92,31 @@ class Supervisor:
         self._reports.probed_listener = self._listening.probed
         self._crew = Crew(self._queues, self._make_worker, self._die)
         self._writer: asyncio.Task[None] | None = None
+        self._asked = False
         self._shutdown = asyncio.Event()
         self._starting = anyio.CancelScope()
         self.milestones = Milestones()
         self._grace = config.grace
+        self._writing: anyio.CancelScope | None = None
         self._failure: BaseException | None = None
         self._task: asyncio.Task[Any] | None = None
 
     def shutdown(self, grace: float | None = None) -> None:
         """Stop claiming and let running jobs finish for `grace` seconds; a second call with a shorter one hurries."""
+        self._asked = True
+        self._stop(grace)
+
+    def _hurry(self) -> None:
+        """Whoever cancels this task wants out: jobs are stopped now, and go back uncounted."""
+        self._stop(0.0)
+
+    def _stop(self, grace: float | None = None) -> None:
         if grace is not None:
             self._grace = min(self._grace, grace) if self._shutdown.is_set() else grace
             self._crew.hurry(grace)
+            if (writing := self._writing) is not None:
+                end = anyio.current_time() + grace + _WRITE_SECONDS
+                writing.deadline = min(writing.deadline, end)
         for queue in self._queues.values():
             queue.close()  # what a claim on its way brings is not begun either
         self._shutdown.set()
@@ -116,11 +129,12 @@ class Supervisor:
             try:
                 await self._live()
             finally:
-                await self._insist(self._storage.close)
+                await insist(self._storage.close, self._hurry)
             if self._failure is not None:
-                raise RunnerError(f"the runner died: {self._failure!r}") from self._failure
+                raise self._death()
         except BaseException as error:
-            self.milestones.over(error, known=self._failure is not None)
+            known = self._failure is not None or (self._asked and not isinstance(error, Exception))
+            self.milestones.over(error, known=known)
             if not isinstance(error, Exception):
                 raise
         else:
@@ -142,21 +156,7 @@ class Supervisor:
                 self._start_writing()
                 await self._work()
         finally:
-            await self._insist(self._end_session)
-
-    async def _insist(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Take a step on the way down, whoever cancels this task: that ends the grace, and the step begins anew."""
-        cancelled = None
-        while True:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await step()
-                break
-            except asyncio.CancelledError as error:
-                cancelled = error
-                self.shutdown(grace=0.0)
-        if cancelled is not None:
-            raise cancelled
+            await insist(self._end_session, self._hurry)
 
     def _make_claimer(self, queue: WorkQueue) -> Claimer:
         return Claimer(
@@ -197,10 +197,11 @@ class Supervisor:
         """Write what is to be written, then give back what is left."""
         self.completer.close()
         while self._writer is not None:
-            await asyncio.wait([self._writer], timeout=self._grace + _WRITE_SECONDS)
+            with anyio.move_on_after(self._grace + _WRITE_SECONDS) as self._writing:
+                await asyncio.wait([self._writer])
             if not self._writer.done():
-                self._writer.cancel()
                 logger.error("outcomes can't be written before the end: those jobs will run again")
+                await self.completer.break_off(self._writer, _BREAK_OFF_SECONDS)
             elif self._writer.cancelled():  # like every task of a loop that closes
                 self._start_writing()
                 continue
@@ -225,8 +226,7 @@ class Supervisor:
         try:
             await self._claim_until_shutdown()
         except asyncio.CancelledError:
-            # whoever cancels this task wants out: jobs are stopped now, and go back uncounted
-            self.shutdown(grace=0.0)
+            self._hurry()
             raise
         except Exception as error:
             self._die(error)
@@ -234,7 +234,7 @@ class Supervisor:
             for name, queue in self._queues.items():
                 queue.close()
                 self._claimers[name].give_back(queue.take_back())
-            await self._insist(self._finish)
+            await insist(self._crew.finished, self._hurry)
 
     async def _claim_until_shutdown(self) -> None:
         async with anyio.create_task_group() as group:
@@ -253,11 +253,27 @@ class Supervisor:
             logger.info(
                 "runner started: session %d, queues %s", session, queues, extra={"session": session}
             )
-            await self._shutdown.wait()
-            group.cancel_scope.cancel()
+            try:
+                await self._shutdown.wait()
+            except asyncio.CancelledError:
+                if not group.cancel_scope.cancel_called:  # as where a claimer has failed
+                    self._hurry()
+                raise
+            finally:
+                # the grace does not wait for a claim that is on its way
+                self._crew.start_finishing(self._grace, self._left_behind)
+                group.cancel_scope.cancel()
 
-    async def _finish(self) -> None:
-        await self._crew.finish(self._grace, self.milestones.left_behind)
+    def _left_behind(self, job_ids: list[int]) -> None:
+        if self._failure is None:
+            self.milestones.left_behind(job_ids)
+        else:  # of the two this is what has to be known
+            self.milestones.over(self._death(), known=True)
+
+    def _death(self) -> RunnerError:
+        error = RunnerError(f"the runner died: {self._failure!r}")
+        error.__cause__ = self._failure
+        return error
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -266,7 +282,7 @@ class Supervisor:
     def _session_died(self, error: BaseException) -> None:
         """Soon others take this runner's jobs for theirs."""
         self._die(error)
-        self.shutdown(grace=0.0)
+        self._stop(0.0)
 
     def _die(self, error: BaseException) -> None:
         """Something that the runner can't be without has failed: say so, and shut down."""
@@ -275,7 +291,7 @@ class Supervisor:
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             self._failure = error
-        self.shutdown()
+        self._stop()
 
     def _is_closing(self) -> bool:
         return self._task is None or self._task.cancelling() > 0

@@ -71,7 +71,7 @@ def _outcome_of(error: BaseException, attempt: Attempt, closing: bool) -> Outcom
         if closing:
             return Interrupted("the event loop is closing")
         attempt.spoiled = attempt.task.cancelling() > 0
-        return Failed("the job cancelled the task it ran in", error)
+        return Failed("the job cancelled the task it ran in", told(error, hide)[1])
     return Failed(*told(error, hide))
 
 

@@ -30,6 +30,8 @@ logger = logging.getLogger("workers")
 
 #: A worker whose jobs never wait for anything lets the event loop have its turn this often.
 _SLICE = 0.0005
+#: Seconds that a job gets to clean up after itself when its time is over, before it is asked again to end.
+ASK_AGAIN = 5.0
 
 
 class Worker:
@@ -110,7 +112,7 @@ class Worker:
         duration = time.monotonic() - started
         self._queue.demand.ran(duration)
         if outcome is None or transition is None:  # the job is somebody else's by now
-            self._completer.dropped(job)
+            self._completer.taken_away(job, session)
             return not attempt.spoiled
         if attempt.written:
             self._completer.dropped(job)
@@ -151,7 +153,7 @@ class Worker:
 
 
 class _Timer:
-    """Stops an attempt at its deadline, and asks again each second if it goes on."""
+    """Stops an attempt at its deadline, and asks again, now and then, if it goes on."""
 
     def __init__(self, attempt: Attempt, session: int) -> None:
         self._attempt = attempt
@@ -168,7 +170,7 @@ class _Timer:
         if not (attempt.cancellable or attempt.type.is_async or self._warned):
             self._warned = True
             log_overrun(attempt.job, self._session, timeout)
-        self._handle = self._loop.call_later(1.0, self._strike)
+        self._handle = self._loop.call_later(ASK_AGAIN, self._strike)
 
     def cancel(self) -> None:
         self._handle.cancel()

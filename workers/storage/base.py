@@ -97,8 +97,8 @@ class Storage(Protocol):
 
     async def complete(
         self, session: int, guards: Sequence[Guard], closed: Collection[int]
-    ) -> Collection[int]:
-        """Delete finished jobs and forget the `closed` tokens; returns the ids that were deleted."""
+    ) -> Settled:
+        """Delete finished jobs and forget the `closed` tokens. What has to wait is left as it is."""
 
     async def settle(
         self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
@@ -136,7 +136,11 @@ class Storage(Protocol):
         """How many jobs failed at least once, dead ones included, and the first ids."""
 
     async def requeue(self, job_ids: Sequence[int]) -> list[int]:
-        """Make dead jobs available again with fresh counters; returns the ids that were dead and now wait."""
+        """Make dead jobs available again with fresh counters; returns the ids that were dead and now wait, in their order.
+
+        A deduplicated one makes way where an identical job waits, and stays dead where one is just being enqueued by a
+        transaction that is open.
+        """
 
     def control(self) -> Control:
         """A new, unopened control link."""

@@ -91,8 +91,9 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 
 class Settled(msgspec.Struct, frozen=True):
     """`written` ids were changed; `superseded` ones met an identical waiting job on their way back and made way for it.
-    `blocked` ones are as they were: they have to wait for a transaction that is just enqueueing an identical job, and while
-    there are any, no claim was forgotten. An id in none was fenced: its claim is no longer this session's."""
+    `blocked` ones are as they were: they have to wait for somebody else's transaction, which has locked their rows or is
+    just enqueueing an identical job; while there are any, no claim was forgotten. An id in none was fenced: its claim is no
+    longer this session's."""
 
     written: Collection[int]
     superseded: Collection[int] = ()
@@ -138,7 +139,8 @@ class MaintenanceRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     """What the housekeeping found. `alive`: this session still is. `wakes`: what became available. `suspects`: queues of
     this runner in which jobs that crashed a process wait. `rescue`: some session is dead and still has claims. `silent`: the
-    lock of one is free; whether it is dead shows `SUSPICION` seconds after that was first seen.
+    lock of one is free; whether it is dead shows `SUSPICION` seconds after that was first seen. `more`: as many jobs became
+    available as may in one round, so that there may be others.
 
     For warnings, now and then, as (job type, queue): `stray` are known types that wait in queues this runner does not work,
     `unknown` are types it does not know that have waited for 10 s, in its queues, in those of nobody, or in none ("").
@@ -151,10 +153,11 @@ class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     unknown: Collection[tuple[str, str]] = ()
     rescue: bool = False
     silent: bool = False
+    more: bool = False
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows per state in one queue; `oldest` is the age in seconds of the longest available job."""
+    """Rows per state in one queue; `oldest`: seconds since the first of the available ones was enqueued."""
 
     queue: str
     scheduled: int = 0

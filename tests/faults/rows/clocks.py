@@ -118,22 +118,23 @@ class _Site:
 
     def enqueue(self, bench: Bench, number: int, longest: float) -> None:
         """Jobs that are due within `longest` seconds."""
-        waiting: list[int | None] = []
+        query = (
+            "SELECT id, extract(epoch FROM run_at)::float8 FROM background_jobs WHERE id = ANY(%s)"
+        )
         for key in range(number):
             delay = bench.chance.uniform(0.3, longest)
             zone = timezone(timedelta(hours=bench.chance.randrange(-12, 13)))
             at = datetime.now(UTC).astimezone(zone) + timedelta(seconds=delay)
-            waiting.append(Clocked(key=key).enqueue(self.conn, delay=delay))
-            waiting.append(Clocked(key=key).enqueue(self.conn, run_at=at))
+            kind: Any = Unready if key % 2 else Snoozing
+            with self.conn.transaction():  # when they become due, that is not in the row any more
+                waiting = [
+                    Clocked(key=key).enqueue(self.conn, delay=delay),
+                    Clocked(key=key).enqueue(self.conn, run_at=at),
+                ]
+                self.due |= dict(self.conn.execute(query, [waiting]).fetchall())
             parent = Spawning(delay=delay).enqueue(self.conn)
             self.delays[parent or 0] = delay
-            kind: Any = Unready if key % 2 else Snoozing
-            self.ids += [parent, kind(key=key).enqueue(self.conn)]
-        self.ids += waiting
-        query = (
-            "SELECT id, extract(epoch FROM run_at)::float8 FROM background_jobs WHERE id = ANY(%s)"
-        )
-        self.due |= dict(self.conn.execute(query, [waiting]).fetchall())
+            self.ids += [parent, kind(key=key).enqueue(self.conn), *waiting]
 
     def judge(self, found: Found, margin: float) -> float:
         """How late its jobs began: the median, in seconds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from tests.faults.harness import Bench, Found, row
-from tests.faults.judging import effects_once, started_again, swept_away
+from tests.faults.judging import Kills, effects_once, started_again, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect
 from tests.helpers.history import check
 from tests.helpers.runners import eventually, left
@@ -34,11 +34,11 @@ def killed_workers(bench: Bench) -> Found:
         members = [workers.start(_TYPES, workers=_WORKERS) for _ in range(4)]
         for member in members:
             member.ready()
-        killed: dict[str, float] = {}
+        killed = Kills()
         for number in range(1, kills + 1):
             history.wait_for("start", count=number * jobs // (kills + 1), seconds=120)
             victim = members.pop(bench.chance.randrange(len(members)))
-            killed[victim.name] = victim.kill()
+            killed.kill(victim, conn, history)
             members.append(workers.start(_TYPES, workers=_WORKERS))
         eventually(lambda: left(conn)["background_jobs"] == 0, 120)
         for member in members:

@@ -27,6 +27,7 @@ from tests.helpers.misbehaving_jobs import (
 )
 from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.runners import eventually, left
+from workers.runtime.worker import ASK_AGAIN
 
 _PATIENCE = 120.0
 #: Those that keep their lease; one that holds the GIL can't renew it.
@@ -41,8 +42,8 @@ _PLACES = {
 }
 _ENDLESS: tuple[Any, ...] = (Endless, Deaf)
 _GOOD: tuple[Any, ...] = (Innocent, InnocentInThread)
-#: Seconds from the timeout to the end of what can be ended; those that do not listen are told again each second, twice here.
-_WITHIN = {"endless": 1.0, "deaf": 3.0}
+#: Seconds from the timeout to the end of what can be ended; those that do not listen are told again, twice here.
+_WITHIN = {"endless": 1.0, "deaf": 2 * ASK_AGAIN + 1.0}
 
 
 @row(

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from tests.faults.harness import Bench, CannotRunError, Found, Scale, row, warm
-from tests.faults.judging import effects_once, started_again, swept_away
+from tests.faults.judging import Kills, effects_once, started_again, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Flaky
 from tests.helpers.history import History, by, check, saying
 from tests.helpers.pooler import NoPoolerError, pooler
@@ -89,19 +89,20 @@ def _worked(
     for member in (beside, *members):
         member.ready()
     everything = [job for each in ids.values() for job in each]
-    killed: dict[str, float] = {}
+    killed = Kills()
     for number in range(1, kills + 1):
-        history.wait_for("start", count=number * len(everything) // (kills + 1), seconds=120)
+        # not starts: of jobs that fail the first time there are thousands in a second
+        history.wait_for("end", count=number * len(everything) // (kills + 1), seconds=120)
         victim = members.pop(bench.chance.randrange(len(members)))
         history.wait_for("start", where=by(victim.name))
-        killed[victim.name] = victim.kill()
+        killed.kill(victim, conn, history)
         members.append(workers.start(_TYPES, workers=_WORKERS, lease=_LEASE))
     eventually(lambda: left(conn)["background_jobs"] == 0, 120)
     for member in (beside, *members):
         member.ready()
         member.send(signal.SIGTERM)
         found.expect(member.wait() == 0, f"{member.name} did not end well")
-    for name in (*killed, *(member.name for member in members)):
+    for name in (*killed.times, *(member.name for member in members)):
         told = history.events("log", where=saying("through a pooler", name))
         found.expect(bool(told), f"{name} did not say that there is a pooler")
     found.expect(not history.events("session lost"), "a living runner lost its session")

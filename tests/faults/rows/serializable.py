@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from tests.faults.harness import Bench, Found, row
-from tests.faults.judging import effects_once, started_again, swept_away
+from tests.faults.judging import Kills, effects_once, started_again, swept_away
 from tests.faults.rows.deduplication import last_starts
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Unique
 from tests.helpers.history import Event, History, check, saying
@@ -97,7 +97,7 @@ def _once(
     members = [workers.start(_TYPES, workers=_WORKERS) for _ in range(4)]
     for member in members:
         member.ready()
-    killed: dict[str, float] = {}
+    killed = Kills()
     with ThreadPoolExecutor(_PRODUCERS) as pool:
         producers = [_Producer(bench.chance.random()) for _ in range(_PRODUCERS)]
         asking = [pool.submit(each.work, url, jobs // _PRODUCERS) for each in producers]
@@ -105,7 +105,7 @@ def _once(
             # some are superseded, and start nothing
             history.wait_for("start", count=number * jobs // (2 * kills), seconds=_PATIENCE)
             victim = members.pop(bench.chance.randrange(len(members)))
-            killed[victim.name] = victim.kill()
+            killed.kill(victim, conn, history)
             members.append(workers.start(_TYPES, workers=_WORKERS))
         for future in asking:
             future.result()

@@ -79,27 +79,24 @@ class MemoryStorage:
         """There are no hints to pull back."""
 
     async def release_claim(self, session: int, token: int) -> Settled:
-        """Give back whatever stands under `token`."""
+        """Give back whatever stands under `token`. The claim is not forgotten: elsewhere another of its scans may land."""
         tables = self._tables
         with tables.lock:
             known = tables.sessions.get(session)
-            released = tables.give_back(tables.standing(known, [token]) if known else ())
-            if released.count:
-                tables.forget(session, [token])
-        return released
+            return tables.give_back(tables.standing(known, [token]) if known else ())
 
     # ---------------------------------------------------------------------------------------------------------- outcomes
 
     async def complete(
         self, session: int, guards: Sequence[Guard], closed: Collection[int]
-    ) -> Collection[int]:
+    ) -> Settled:
         """Delete finished jobs and forget the `closed` tokens."""
         with self._tables.lock:
             deleted = [guard.id for guard in guards if self._tables.owned(session, guard)]
             for job_id in deleted:
                 self._tables.rows.pop(job_id, None)
             self._tables.forget(session, closed)
-        return deleted
+        return Settled(deleted)
 
     async def settle(
         self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
@@ -125,6 +122,8 @@ class MemoryStorage:
         if isinstance(transition, Retry) or (isinstance(transition, Bury) and transition.attempted):
             row.retries = min(row.retries + 1, MAX_COUNT)
             row.last_retry = tables.clock()
+        if isinstance(transition, Retry | Wait):
+            row.crashes = 0
         match transition:
             case Retry(delay, error):
                 row.last_error = error

@@ -15,7 +15,15 @@ from ...errors import RIGHTS, StorageRejectedError, StorageUnavailableError
 from .fitting import Fitted, Fitting, fetch_on
 from .lender import Lender
 
-__all__ = ["PLANNER", "STATEMENT_SECONDS", "Checkout", "insisted", "settings", "translated"]
+__all__ = [
+    "PLANNER",
+    "STATEMENT_SECONDS",
+    "Checkout",
+    "insisted",
+    "is_locked",
+    "settings",
+    "translated",
+]
 
 T = TypeVar("T")
 
@@ -72,9 +80,19 @@ def translated() -> Iterator[None]:
             f"the database did not carry out a statement: {_first_line(error)}"
         ) from error
     except psycopg.Error as error:
+        # the connection is gone, for whatever reason
+        if error.diag.severity_nonlocalized in ("FATAL", "PANIC"):
+            raise StorageUnavailableError(
+                f"the database ended a connection: {_first_line(error)}"
+            ) from error
         raise StorageRejectedError(
             f"the database refused a statement: {_first_line(error)}"
         ) from error
+
+
+def is_locked(error: StorageUnavailableError) -> bool:
+    """Whether the statement has waited for its lock_timeout."""
+    return isinstance(error.__cause__, errors.LockNotAvailable)
 
 
 def settings(command: str, values: Mapping[str, str]) -> str:

@@ -71,6 +71,15 @@ class ControlLink:
             # idle_session_timeout came with PostgreSQL 14, transaction_timeout with 17
             self.fetch(_SET, names=list(_SETTINGS), values=list(_SETTINGS.values()))
 
+    @contextmanager
+    def kept_if_good(self) -> Iterator[None]:
+        """Disconnect when this block raises: whoever waits for the next try has no connection to watch."""
+        try:
+            yield
+        except BaseException:
+            self.abandon()
+            raise
+
     def lock(self, session: int) -> bool:
         """Try to take the session's lock; True also where there is none to be had.
 

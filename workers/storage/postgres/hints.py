@@ -7,8 +7,8 @@ drawn before they are committed, so a late commit lands behind the hint. Three t
 * a notification below the hint pulls it back;
 * once a second a trailing scan starts where the hint stood 3 s ago;
 * a thorough scan of the whole queue runs at the start, when asked for, when notifications may have been missed, and
-  otherwise as often as costs 2% of the time; and when nothing is left where the hints point, but the last thorough scan
-  ended at its limit.
+  otherwise as often as costs 2% of the time, and at least each 30 s; and when nothing is left where the hints point, but
+  the last thorough scan ended at its limit.
 
 On a healthy server a thorough scan takes about a millisecond, so that nearly every claim after a pause is one.
 """
@@ -30,6 +30,8 @@ MAX_PRIORITIES = 16
 TRAIL_EVERY, TRAIL_BEHIND = 1.0, 3.0
 #: A thorough scan waits this many times its own last duration: 2% of the time.
 THOROUGH_SHARE = 50
+#: Seconds that it waits at most: what lies where no hint points, and was not announced, waits as long.
+MAX_PAUSE = 30.0
 #: Seconds from which on one is not waited for with jobs in hand.
 COSTLY = 0.02
 
@@ -65,7 +67,9 @@ class ScanHints:
         self._under_way = False
         #: What was noticed while a scan was on its way, which may not have seen it: priority -> lowest position.
         self._meanwhile: dict[int, int] = {}
-        self._duration = 0.0
+        #: Of the last thorough scan; of the first one no more is believed than this.
+        self._duration = COSTLY
+        self._believe_from = float("-inf")
         self._cut = (
             False  # the last thorough scan ended at its limit: of lower priorities it saw nothing
         )
@@ -104,7 +108,8 @@ class ScanHints:
         short = len(jobs) < limit
         if plan.kind is ScanKind.THOROUGH:
             self._under_way = False
-            self._duration, self._next_thorough = duration, now + THOROUGH_SHARE * duration
+            self._next_thorough = now + self._pause(now, duration)
+            self._duration = duration
             self._cut = not short
         ends: dict[int, int] = {}
         for job, position in jobs:
@@ -120,6 +125,18 @@ class ScanHints:
         while len(self._next) > MAX_PRIORITIES:
             del self._next[next(iter(self._next))]
         return short and self._cut
+
+    def _pause(self, now: float, duration: float) -> float:
+        """Seconds until the next thorough scan, after one that took `duration`.
+
+        That may be a wait for a lock, or for a server that stood still. So one that took longer than the one before counts
+        as that did, but not again before its own pause would be over: short and long ones may take turns.
+        """
+        pause = min(THOROUGH_SHARE * duration, MAX_PAUSE)
+        if duration > self._duration and now >= self._believe_from:
+            self._believe_from = now + pause
+            pause = min(THOROUGH_SHARE * self._duration, MAX_PAUSE)
+        return pause
 
     def noticed(self, priority: int, position: int) -> None:
         """Jobs of `priority` became available, the lowest at `position`."""

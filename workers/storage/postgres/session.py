@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ... import failpoints
+from ...errors import StorageError
 from ...log_aside import aside as logger
 from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
 from .apart import Apart
@@ -16,6 +18,7 @@ from .checkout import translated
 from .control_link import ControlLink
 from .literals import number_array
 from .settling import settled
+from .staging import Staging
 from .statements import statement
 from .strays import Strays
 from .watch import LinkWatch
@@ -63,12 +66,12 @@ class PostgresControl:
         self._locked = False
         # when this connection may judge others by their locks, and by their leases
         self._judge_locks_at = self._judge_leases_at = 0.0
-        self._strays = Strays(clock)
+        self._strays, self._staging = Strays(clock), Staging(clock)
         self._rescues, self._releases = Apart(link), Apart(link)
 
     def open(self, name: str, lease: float, queues: Collection[str] = ()) -> int:
         """Connect and register: first the lock, then the row."""
-        with translated():
+        with translated(), self._link.kept_if_good():
             self._reconnect(lease)
             self._judge_locks_at = 0.0
             ((self._session,),) = self._fetch("SELECT nextval('worker_sessions_id_seq')::bigint")
@@ -87,7 +90,7 @@ class PostgresControl:
 
     def recover(self, lease: float) -> bool:
         """Reconnect and take the same lock; True while the session's row is alive."""
-        with translated():
+        with translated(), self._link.kept_if_good():
             self._reconnect(lease)
             self._locked = self._link.lock(self._session)
             return bool(
@@ -115,13 +118,19 @@ class PostgresControl:
                 declared_queues=list(request.declared.values()),
                 queues=list(request.queues),
                 probe=probe,
+                stage=self._staging.is_due(now),
             )
+        self._staging.looked(now, rows)
+        astray: Sequence[tuple[str, str, bool]] = ()
+        # what was found out above is known in any case
+        with contextlib.suppress(StorageError), translated():
             astray = self._strays.look(self._fetch, request)
         kinds = {row[0] for row in rows}
         return Maintenance(
             alive="alive" in kinds,
             rescue="rescue" in kinds,
             silent="silent" in kinds,
+            more="more" in kinds,
             wakes=[
                 Wake(queue, priority, position)
                 for what, queue, priority, position in rows
@@ -196,8 +205,9 @@ class PostgresControl:
         return released
 
     def wait(self, seconds: float) -> None:
-        """Wait, until poked, or until the link breaks."""
-        self._watch.wait(self._link.conn, seconds)
+        """Wait, until poked, or until the link breaks; not at all where it has broken meanwhile."""
+        if self._link.conn is None or self._link.is_open:
+            self._watch.wait(self._link.conn, seconds)
 
     def poke(self) -> None:
         """End the wait that is on, or the next one; from any thread."""

@@ -71,7 +71,9 @@ def columns(kind: str, group: Sequence[Settlement]) -> dict[str, str]:
     return given
 
 
-def settled(rows: Sequence[Sequence[Any]], blocked: Sequence[int] = ()) -> Settled:
-    """What those queries answer: each id, and whether it was written; if not, it made way."""
-    written = [row[0] for row in rows if row[1]]
-    return Settled(written, [row[0] for row in rows if not row[1]], blocked)
+def settled(rows: Sequence[Sequence[Any]], blocked: Iterable[int] = ()) -> Settled:
+    """What those queries answer: each id, and whether it was written; if not, it made way. NULL: somebody has locked it."""
+    by_answer: dict[bool | None, list[int]] = {True: [], False: [], None: list(blocked)}
+    for row in rows:
+        by_answer[row[1]].append(row[0])
+    return Settled(by_answer[True], by_answer[False], by_answer[None])

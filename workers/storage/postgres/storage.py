@@ -36,26 +36,19 @@ from .control_link import ControlLink
 from .fitting import fetch_on
 from .lender import AnyPool, Lender, users
 from .listener import PostgresListener
-from .literals import number_array
+from .outcomes import Outcomes
 from .producing import enqueue
 from .reading import JobReader
+from .requeueing import requeue
 from .room import connected, connected_async
 from .session import PostgresControl
-from .settling import KINDS, columns, grouped, guard_columns, settled
+from .settling import settled
 from .statements import statement
 from .transactions import TransactionConnections
 
 __all__ = ["PostgresStorage"]
 
-_COMPLETE, _FORGET, _HELD_IDS, _REQUEUE = map(
-    statement, ("complete", "forget", "held_ids", "requeue")
-)
-_SETTLE = {kind: statement(kind) for kind in KINDS}
-
-#: A give-back of deduplicated jobs may have to wait for a transaction that is enqueueing an identical one.
-_GIVE_BACK_PATIENCE = "250ms"
-#: There may be many, and those that are tried again know that they have to.
-_GIVE_BACK_EACH = "20ms"
+_HELD_IDS = statement("held_ids")
 
 
 class PostgresStorage:
@@ -91,6 +84,7 @@ class PostgresStorage:
         )
         checkout = self._checkout = Checkout(self._lender)
         self._reader = JobReader(checkout)
+        self._outcomes = Outcomes(checkout)
         self._claim_link = ClaimLink(connector.connect_async, checkout, clock)
         self._claims = Claims(self._claim_link, clock)
         self._opened = False
@@ -163,75 +157,29 @@ class PostgresStorage:
     async def release_claim(self, session: int, token: int) -> Settled:
         """Give back whatever stands under `token`."""
         rows = await self._checkout.search(_HELD_IDS, {"session": session, "tokens": [token]})
-        if not rows:  # nor is the claim forgotten: it may still be under way
+        if not rows:
             return settled([])
         release = Release()
         settlements = [
             Settlement(Guard(job_id, token), deduplicated, release)
             for job_id, token, deduplicated in rows
         ]
-        return await self.settle(session, settlements, [token])
+        # the claim is not forgotten: it, or another of its scans, may land yet, and what that takes is found by it
+        return await self.settle(session, settlements, [])
 
     # ---------------------------------------------------------------------------------------------------------- outcomes
 
     async def complete(
         self, session: int, guards: Sequence[Guard], closed: Collection[int]
-    ) -> Collection[int]:
+    ) -> Settled:
         """Delete finished jobs and forget the `closed` tokens."""
-        params = guard_columns(guards) | {"session": session, "closed": number_array(closed)}
-        ((deleted,),) = await self._checkout.fetch(_COMPLETE, params)
-        return {guard.id for guard in guards} if deleted is None else deleted
+        return await self._outcomes.complete(session, guards, closed)
 
     async def settle(
         self, session: int, settlements: Sequence[Settlement], closed: Collection[int]
     ) -> Settled:
         """Write retries, releases, archives and deaths, one statement for each kind that occurs."""
-        groups = grouped(settlements)
-        rows: list[tuple[Any, ...]] = []
-        blocked: list[int] = []
-        for kind in KINDS:
-            if group := groups.get(kind):
-                rows += await self._write(kind, session, group, blocked)
-        if closed and not blocked:
-            await self._checkout.search(_FORGET, {"session": session, "closed": list(closed)})
-        return settled(rows, blocked)
-
-    async def _write(
-        self, kind: str, session: int, group: Sequence[Settlement], blocked: list[int]
-    ) -> Sequence[tuple[Any, ...]]:
-        if kind == "complete":
-            deleted = await self.complete(session, [item.guard for item in group], [])
-            return [(job_id, True) for job_id in deleted]
-        if kind == "wait_deduplicated":
-            return await self._wait_deduplicated(session, group, blocked)
-        return await self._checkout.search(
-            _SETTLE[kind], columns(kind, group) | {"session": session}
-        )
-
-    async def _wait_deduplicated(
-        self, session: int, group: Sequence[Settlement], blocked: list[int]
-    ) -> Sequence[tuple[Any, ...]]:
-        """Together; one by one where one of them has to wait for a transaction that is enqueueing the same job."""
-        kind = "wait_deduplicated"
-
-        async def write(items: Sequence[Settlement], patience: str) -> Sequence[tuple[Any, ...]]:
-            params = columns(kind, items) | {"session": session}
-            return await self._checkout.search(_SETTLE[kind], params, lock_timeout=patience)
-
-        try:
-            return await write(group, _GIVE_BACK_PATIENCE)
-        except StorageUnavailableError as error:
-            if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
-                raise
-        rows: list[tuple[Any, ...]] = []
-        for item in group:
-            try:
-                rows += await write([item], _GIVE_BACK_EACH)
-            except StorageUnavailableError as error:
-                if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
-                    raise
-                blocked.append(item.guard.id)
-        return rows
+        return await self._outcomes.settle(session, settlements, closed)
 
     def transaction(
         self, session: int, guard: Guard
@@ -270,9 +218,12 @@ class PostgresStorage:
         return await self._reader.failed_jobs(limit)
 
     async def requeue(self, job_ids: Sequence[int]) -> list[int]:
-        """Give dead jobs another life; returns the ids that now wait."""
-        rows = await self._checkout.search(_REQUEUE, {"ids": number_array(job_ids)})
-        return [row[0] for row in rows]
+        """Give dead jobs another life; returns the ids that now wait.
+
+        One that would have to wait for a transaction that is enqueueing an identical job stays dead, with a warning. Where
+        there is one, the others go back in several transactions.
+        """
+        return await requeue(self._checkout, job_ids)
 
     # -------------------------------------------------------------------------------------------------------- the session
 

@@ -32,8 +32,10 @@ class Strays:
         begun = self._clock()
         if begun < self._next:
             return ()
-        found = fetch(_STRAY, queues=list(request.queues), job_types=list(request.declared))
-        ended = self._clock()
-        self._next = ended + max(self._every, SHARE * (ended - begun))
-        self._every = min(MOST, 2 * self._every)
+        try:
+            found = fetch(_STRAY, queues=list(request.queues), job_types=list(request.declared))
+        finally:  # one that was given up is not tried again at once
+            ended = self._clock()
+            self._next = ended + max(self._every, SHARE * (ended - begun))
+            self._every = min(MOST, 2 * self._every)
         return [(job_type, queue, known) for job_type, queue, known in found]

@@ -21,7 +21,7 @@ from ... import failpoints
 from ...errors import StorageRejectedError
 from ...lifecycle import Archive
 from ..base import Guard, Settlement, SyncTransactionalRun, TransactionalRun
-from .checkout import translated
+from .checkout import STATEMENT_SECONDS, translated
 from .fitting import fetch_on
 from .kept_links import KeptLinks
 from .links import AsyncLink, Link
@@ -159,6 +159,8 @@ class _Run:
 
     async def finish(self, settlement: Settlement) -> None:
         _check_open(self.connection.pgconn.transaction_status)
+        # from here on nobody else ends it, should the server say nothing
+        self.connection.patience = STATEMENT_SECONDS
         sql, params = _finishing(self._session, settlement)
         with translated():
             cursor = psycopg.AsyncClientCursor(self.connection, row_factory=tuple_row)
@@ -176,6 +178,7 @@ class _SyncRun:
 
     def finish(self, settlement: Settlement) -> None:
         _check_open(self.connection.pgconn.transaction_status)
+        self.connection.patience = STATEMENT_SECONDS
         sql, params = _finishing(self._session, settlement)
         with translated():
             cursor = psycopg.ClientCursor(self.connection, row_factory=tuple_row)

@@ -6,9 +6,12 @@
 -- judged    the other sessions. A free lock is not a death: restarts and terminated backends free the locks of healthy
 --           runners, which take them again within a second. Dead means: found free twice, `suspicion` apart, with the server
 --           up for 5 s; or the lease has run out. The caller says which of the two it may judge by.
--- staged    scheduled and retryable rows that are due become available, in the order of their times.
--- probed    a message to this runner's listener, now and then, to see whether it hears.
+-- staged    scheduled and retryable rows that are due become available, in the order of their times: 10,000 of them, which
+--           takes a fraction of a second, as the lease is not renewed meanwhile. The caller comes again for more.
 -- homed     rows inserted without a queue get the one that their job type declares.
+-- probed    a message to this runner's listener, now and then, to see whether it hears.
+--
+-- Nothing is staged or homed where not `stage`: see staging.py.
 --
 -- Where the job table is joined, `id = ANY` comes first: with PLANNER's settings (checkout.py) that is the primary key and a
 -- hash join, whatever the statistics say.
@@ -60,7 +63,7 @@ WITH renewed AS (
     SELECT id, nextval('background_jobs_position_seq') AS position
     FROM (
         SELECT id FROM background_jobs
-        WHERE run_at <= now()
+        WHERE run_at <= now() AND %(stage)s
         ORDER BY run_at
         LIMIT 10000
         FOR UPDATE SKIP LOCKED
@@ -76,19 +79,26 @@ WITH renewed AS (
 ), homeless AS MATERIALIZED (
     SELECT id, nextval('background_jobs_position_seq') AS position
     FROM (
-        SELECT found.id
-        FROM unnest(%(job_types)s::text[]) AS known (job_type)
-        -- type by type: what nobody here knows may be millions, and is not to be read
-        CROSS JOIN LATERAL (
-            SELECT job.id, job.priority, job.position
-            FROM background_jobs AS job
-            WHERE job.job_type = known.job_type AND job.queue IS NULL AND job.run_at IS NULL AND job.session_id IS NULL
-            ORDER BY job.priority DESC, job.position
+        SELECT job.id
+        FROM background_jobs AS job
+        WHERE job.id = ANY(ARRAY(
+            SELECT found.id
+            FROM unnest(CASE WHEN %(stage)s THEN %(job_types)s::text[] END) AS known (job_type)
+            -- type by type: what nobody here knows may be millions, and is not to be read
+            CROSS JOIN LATERAL (
+                SELECT job.id, job.priority, job.position
+                FROM background_jobs AS job
+                WHERE job.job_type = known.job_type AND job.queue IS NULL AND job.run_at IS NULL AND job.session_id IS NULL
+                ORDER BY job.priority DESC, job.position
+                LIMIT 10000
+            ) AS found
+            ORDER BY found.priority DESC, found.position
             LIMIT 10000
-            FOR UPDATE SKIP LOCKED
-        ) AS found
-        ORDER BY found.priority DESC, found.position
-        LIMIT 10000
+        -- still so, now that it is locked; in words that no other index than the primary key fits
+        )) AND num_nonnulls(job.queue, job.run_at, job.session_id) = 0
+        ORDER BY job.priority DESC, job.position
+        -- here, and not where they are looked for: that is so many of each type
+        FOR UPDATE SKIP LOCKED
     ) AS lost
 ), homed AS (
     UPDATE background_jobs AS job
@@ -114,6 +124,11 @@ WHERE EXISTS (SELECT FROM worker_sessions WHERE NOT alive) OR EXISTS (SELECT FRO
 UNION ALL
 SELECT 'silent', NULL, NULL, NULL
 WHERE EXISTS (SELECT FROM judged WHERE free AND verdict IS NULL)
+UNION ALL
+SELECT 'more', NULL, NULL, NULL
+WHERE 10000 IN ((SELECT count(*) FROM due), (SELECT count(*) FROM homeless))
+UNION ALL
+SELECT 'moved', NULL, NULL, (SELECT count(*) FROM due) + (SELECT count(*) FROM homeless)
 UNION ALL
 SELECT 'wake', queue, priority, position FROM woken
 UNION ALL

@@ -1,4 +1,5 @@
 -- Dead jobs get another life with fresh counters; one that meets an identical waiting job makes way for it.
+-- The insert waits for a transaction that is just enqueueing an identical job: callers bound that with lock_timeout.
 WITH gone AS (
     DELETE FROM dead_jobs WHERE id = ANY(%(ids)s::bigint[]) RETURNING *
 ), back AS (

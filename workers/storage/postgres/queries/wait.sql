@@ -1,6 +1,6 @@
 -- Ordinary jobs go back to waiting: retried, snoozed, interrupted or never started. A NULL delay means available at once.
--- Rows are locked in id order, so that overlapping statements do not deadlock. Nothing here can raise: counters are capped,
--- delays are bounded. (Why `id = ANY`: see maintain.sql.)
+-- Rows are locked in id order, so that overlapping statements do not deadlock; one that somebody else has locked is left as it
+-- is, and told of: NULL. Nothing here can raise: counters are capped, delays are bounded. (Why `id = ANY`: see maintain.sql.)
 WITH guard AS (
     SELECT *
     FROM unnest(
@@ -13,13 +13,15 @@ WITH guard AS (
         FROM background_jobs AS job JOIN guard ON job.id = guard.id AND job.claim_token = guard.token
         WHERE job.id = ANY(%(ids)s::bigint[]) AND job.session_id = %(session)s
         ORDER BY job.id
-        FOR UPDATE OF job
+        FOR UPDATE OF job SKIP LOCKED
     ) AS own
 ), back AS (
     UPDATE background_jobs AS job
     SET session_id = NULL,
         claim_token = NULL,
         retries = CASE WHEN held.counted THEN least(job.retries, 2147483646) + 1 ELSE job.retries END,
+        -- it has come to an end of its own: those deaths were not its doing
+        crashes = CASE WHEN held.counted OR held.delay IS NOT NULL THEN 0 ELSE job.crashes END,
         last_retry = CASE WHEN held.counted THEN now() ELSE job.last_retry END,
         last_error = coalesce(held.error, job.last_error),
         run_at = workers_run_at(NULL, held.delay),
@@ -33,3 +35,5 @@ WITH guard AS (
     SELECT count(*) FROM announced
 )
 SELECT back.id, true FROM back CROSS JOIN told
+UNION ALL
+INCLUDE left_locked

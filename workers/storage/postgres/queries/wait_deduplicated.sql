@@ -20,7 +20,7 @@ WITH guard AS (
         id, job_type, data,
         CASE WHEN counted THEN least(retries, 2147483646) + 1 ELSE retries END,
         CASE WHEN counted THEN now() ELSE last_retry END,
-        created_at, priority, crashes, true, queue,
+        created_at, priority, CASE WHEN counted OR delay IS NOT NULL THEN 0 ELSE crashes END, true, queue,
         workers_run_at(NULL, delay), workers_dedup_key(job_type, data, priority), coalesce(error, last_error)
     FROM gone
     ORDER BY id

@@ -1,0 +1,81 @@
+"""Outcomes that can't be written: because somebody has locked a row, or because the database takes none. Rule 14."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import psycopg
+import pytest
+
+from tests.conftest import AsyncPool
+from tests.helpers.running import PATIENCE, World, eventually, running
+from workers import BackgroundJob
+from workers.runtime import claimer, completer
+from workers.storage.base import Guard, Settled
+from workers.storage.memory import MemoryStorage
+
+COUNT = "SELECT count(*) FROM background_jobs"
+
+
+class Note(BackgroundJob[World]):
+    number: int
+
+    async def run(self, ctx: World) -> None:
+        if self.number == 0:
+            ctx.signal("begun")
+            await ctx.wait("go on")
+        ctx.note(self.number)
+        if self.number == 500:
+            ctx.signal("last")
+
+
+async def test_a_row_that_somebody_looks_at_holds_up_no_other_job(
+    pool: AsyncPool, conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """As in an open transaction of an administrator. What has run is not run again, shutdown or not."""
+    world = World()
+    async with running(pool, Note, context=world, grace=1.0):
+        first = Note(number=0).enqueue(conn)
+        await world.wait("begun")
+        async with aconn.transaction():
+            await aconn.execute("SELECT FROM background_jobs WHERE id = %s FOR UPDATE", [first])
+            world.signal("go on")
+            Note.enqueue_batch(conn, [Note(number=number) for number in range(1, 301)])
+            await eventually(conn, COUNT, [(1,)])
+        await eventually(conn, COUNT, [(0,)])
+    assert Counter(world.seen) == Counter(range(301))
+
+
+class Choked(MemoryStorage):
+    """Gives jobs out, and takes no outcomes until `unblocked`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unblocked = asyncio.Event()
+
+    async def complete(
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
+    ) -> Settled:
+        await self.unblocked.wait()
+        return await super().complete(session, guards, closed)
+
+
+async def test_nothing_is_claimed_while_outcomes_pile_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of those jobs would run again if the process died."""
+    for module in (claimer, completer):
+        monkeypatch.setattr(module, "MOST_UNWRITTEN", 20)
+    storage, world = Choked(), World()
+    await Note.enqueue_batch(storage, [Note(number=number) for number in range(1, 501)])
+    async with running(storage, Note, context=world, max_batch=10):
+        async with asyncio.timeout(PATIENCE):
+            while "until they are fewer" not in caplog.text:  # noqa: ASYNC110 - the log tells nobody
+                await asyncio.sleep(0)
+        # one that is on its way, those that wait, and what had been claimed by then
+        assert len(world.seen) <= 1 + 20 + 10 + 10
+        storage.unblocked.set()
+        await world.wait("last")
+    assert Counter(world.seen) == Counter(range(1, 501))
