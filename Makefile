@@ -2,6 +2,8 @@
 
 PYTHONS ?= python3.13 python3.12 python3.11 python3.14 python3 python
 RUN = .venv/bin/python -m
+# The tests of a file stay together: they share what took long to make.
+PARALLEL = -n auto --dist loadfile
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL := help
@@ -25,10 +27,10 @@ $(STAMP): pyproject.toml
 	@$(RUN) pip install -qq --disable-pip-version-check --editable '.[dev]' >&2
 	@touch $@
 
-test: $(STAMP) ## run the tests
-	@$(RUN) pytest $(ARGS)
+test: $(STAMP) ## run the tests, on two processors where there are
+	@$(RUN) pytest $(PARALLEL) $(ARGS)
 
-test-verbose: $(STAMP) ## run the tests, naming each one and the slowest
+test-verbose: $(STAMP) ## run the tests one by one, naming each one and the slowest
 	@$(RUN) pytest -vv --durations=20 $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
@@ -45,7 +47,7 @@ typecheck: $(STAMP) ## check the types
 ci: $(STAMP) ## lint, typecheck, and the tests on two major versions of PostgreSQL where they can be reached
 	@$(MAKE) --no-print-directory lint ARGS=
 	@$(MAKE) --no-print-directory typecheck ARGS=
-	@$(RUN) tests.helpers.matrix $(ARGS)
+	@$(RUN) tests.helpers.matrix $(PARALLEL) $(ARGS)
 
 bench: $(STAMP) ## run the benchmarks: a table, and results and pictures in benchmarks/out
 	@$(RUN) benchmarks $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -62,6 +63,8 @@ OUT = Path(__file__).parent / "out"
 def main() -> int:
     """Run the benchmarks that were asked for; the status is 1 when a job did not run exactly once."""
     options = _arguments()
+    # whoever is told to end takes the server along
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     names = list(BENCHMARKS) if options.name == "all" else [options.name]
     correct = True
     if not options.json:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
 
-from .bench import Options, fresh_schema, interleave, rows
+from .bench import Options, fresh_schema, rows
 from .jobs import Noop
 from .report import Pair, Result, Sample, summarize
 
@@ -41,6 +42,8 @@ Connection = psycopg.Connection[Any]
 Side = Callable[[Connection, int], None]
 #: Until psycopg has prepared the statement, and the server has its plan.
 WARM_UP = 50
+#: Calls of one side until it is the other's turn.
+_TURN = 50
 
 
 def enqueue(options: Options) -> Result:
@@ -50,23 +53,18 @@ def enqueue(options: Options) -> Result:
         for number in range(n):
             conn.execute(_BARE, [payload(number)]).fetchall()
 
-    n = options.pick(full=2_000, quick=500, tiny=50)
-    return summarize(Result, "enqueue", n, _pairs(options, n, _one_by_one, bare))
+    return summarize(Result, "enqueue", *_singles(options, _one_by_one, bare))
 
 
 def enqueue_quiet(options: Options) -> Result:
-    """The same after SET workers.notify = 'off', in pairs with a plain INSERT, which does not even return the id."""
-
-    def library(conn: Connection, n: int) -> None:
-        conn.execute("SET workers.notify = 'off'")
-        _one_by_one(conn, n)
+    """The same with workers.notify = 'off', in pairs with a plain INSERT, which does not even return the id."""
 
     def bare(conn: Connection, n: int) -> None:
         for number in range(n):
             conn.execute(BARE_QUIET, [payload(number)])
 
-    n = options.pick(full=2_000, quick=500, tiny=50)
-    return summarize(Result, "enqueue_quiet", n, _pairs(options, n, library, bare))
+    runs = _singles(options, _one_by_one, bare, settings="-cworkers.notify=off")
+    return summarize(Result, "enqueue_quiet", *runs)
 
 
 def enqueue_batch(options: Options) -> Result:
@@ -79,8 +77,7 @@ def enqueue_batch(options: Options) -> Result:
         payloads = [payload(number) for number in range(n)]
         conn.execute(_BARE_BATCH, [payloads]).fetchall()
 
-    n = options.pick(full=20_000, quick=5_000, tiny=100)
-    return summarize(Result, "enqueue_batch", n, _pairs(options, n, library, bare))
+    return summarize(Result, "enqueue_batch", *_batches(options, library, bare))
 
 
 def enqueue_copy(options: Options) -> Result:
@@ -94,8 +91,7 @@ def enqueue_copy(options: Options) -> Result:
         with conn.cursor().copy(_BARE_COPY) as stream:
             stream.write(text)
 
-    n = options.pick(full=20_000, quick=5_000, tiny=100)
-    return summarize(Result, "enqueue_copy", n, _pairs(options, n, library, bare))
+    return summarize(Result, "enqueue_copy", *_batches(options, library, bare))
 
 
 def payload(number: int) -> str:
@@ -108,15 +104,46 @@ def _one_by_one(conn: Connection, n: int) -> None:
         Noop(number=number).enqueue(conn)
 
 
-def _pairs(options: Options, n: int, library: Side, bare: Side) -> list[Pair]:
-    def measured(side: Side) -> Sample:
-        with fresh_schema(options) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
-            side(conn, WARM_UP)
-            start = time.perf_counter()
-            side(conn, n)
-            seconds = time.perf_counter() - start
-            return Sample(per_second=n / seconds, exactly_once=rows(dsn) == n + WARM_UP)
+def _singles(
+    options: Options, library: Side, bare: Side, settings: str = ""
+) -> tuple[int, list[Pair]]:
+    """Calls one by one, the sides in turns of fifty; and how many a run has."""
+    turns = options.pick(full=40, quick=10, tiny=1)
+    return turns * _TURN, _pairs(options, (library, bare), turns, _TURN, settings)
 
-    # these runs are short: the median of more of them is steadier
+
+def _batches(options: Options, library: Side, bare: Side) -> tuple[int, list[Pair]]:
+    """One batch a turn; and how many jobs it has."""
+    n = options.pick(full=20_000, quick=5_000, tiny=100)
+    return n, _pairs(options, (library, bare), options.pick(full=4, quick=4, tiny=2), n)
+
+
+def _pairs(
+    options: Options, sides: tuple[Side, Side], turns: int, n: int, settings: str = ""
+) -> list[Pair]:
+    """Both sides of a pair are at it in turns of `n` jobs, as the disk is faster now and slower then, within a second."""
     pairs = options.pick(full=15, quick=5, tiny=1)
-    return interleave(pairs, lambda: measured(library), lambda: measured(bare))
+    return [_pair(options, sides, turns, n, settings) for _ in range(pairs)]
+
+
+def _pair(options: Options, sides: tuple[Side, Side], turns: int, n: int, settings: str) -> Pair:
+    with ExitStack() as stack:
+        dsns = [stack.enter_context(fresh_schema(options, settings=settings)) for _ in sides]
+        conns = [stack.enter_context(psycopg.connect(dsn, autocommit=True)) for dsn in dsns]
+        each = list(zip(sides, conns, strict=True))
+        for side, conn in each:
+            side(conn, WARM_UP)
+        seconds = dict.fromkeys(conns, 0.0)
+        for turn in range(turns):
+            for side, conn in reversed(each) if turn % 2 else each:
+                start = time.perf_counter()
+                side(conn, n)
+                seconds[conn] += time.perf_counter() - start
+        library, bare = (
+            Sample(
+                per_second=turns * n / seconds[conn],
+                exactly_once=rows(dsn) == turns * n + WARM_UP,
+            )
+            for dsn, conn in zip(dsns, conns, strict=True)
+        )
+        return library, bare

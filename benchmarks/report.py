@@ -51,6 +51,7 @@ class Result(msgspec.Struct, kw_only=True, omit_defaults=True):
     rss_mb: float | None = None
     wal_bytes_per_job: float | None = None
     limit_p50_ms: float | None = None
+    limit_p99_ms: float | None = None
     limit_rss_mb: float | None = None
     limit_wal_bytes_per_job: float | None = None
     points: list[Point] = []
@@ -98,6 +99,7 @@ def summarize(
         rss_mb=median(samples, "rss_mb"),
         wal_bytes_per_job=median(samples, "wal_bytes_per_job"),
         limit_p50_ms=median(limits, "p50_ms"),
+        limit_p99_ms=median(limits, "p99_ms"),
         limit_rss_mb=median(limits, "rss_mb"),
         limit_wal_bytes_per_job=median(limits, "wal_bytes_per_job"),
         **more,

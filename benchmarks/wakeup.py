@@ -11,6 +11,7 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from workers.storage.postgres import claim_link, listener
@@ -24,12 +25,17 @@ __all__ = ["WakeupResult", "wakeup"]
 
 class WakeupResult(Result, kw_only=True, omit_defaults=True):
     """Medians in microseconds. `notice_us`: from the enqueue call until its notification is here; `to_claim_us`: until
-    the claim is sent; `claim_us`: its round trip; `to_job_us`: from its reply to the first line of the job."""
+    the claim is sent; `claim_us`: its round trip; `to_job_us`: from its reply to the first line of the job. `slow_*`: the
+    same of the slowest hundredth of the jobs."""
 
     notice_us: float
     to_claim_us: float
     claim_us: float
     to_job_us: float
+    slow_notice_us: float
+    slow_to_claim_us: float
+    slow_claim_us: float
+    slow_to_job_us: float
 
 
 class _Stamps:
@@ -68,26 +74,33 @@ def wakeup(options: Options) -> WakeupResult:
     stamps = _Stamps()
     with fresh_schema(options) as dsn, _stamped(stamps):
         sample = run(options, library_latency(dsn, n, _Noting(stamps)))
-    stages: dict[str, list[float]] = defaultdict(list)
-    for sent in stamps.times["sent"][WARM_UP:]:
-        before = sent
-        for what in ("notified", "claiming", "claimed", "job"):
-            at = stamps.after(before, what)
-            stages[what].append(at - before)
-            before = at
-    notice, to_claim, claim, to_job = (
-        round(statistics.median(times) * 1e6) for times in stages.values()
-    )
+    wakeups = sorted((_stages(stamps, sent) for sent in stamps.times["sent"][WARM_UP:]), key=sum)
+    slow = wakeups[-max(1, n // 100) :]
     return summarize(
         WakeupResult,
         "wakeup",
         n,
         [(sample, sample)],
-        notice_us=notice,
-        to_claim_us=to_claim,
-        claim_us=claim,
-        to_job_us=to_job,
+        **_medians(wakeups, ""),
+        **_medians(slow, "slow_"),
     )
+
+
+def _stages(stamps: _Stamps, sent: float) -> list[float]:
+    """The seconds that each stage took of the job that was sent then."""
+    moments = [sent]
+    for what in ("notified", "claiming", "claimed", "job"):
+        moments.append(stamps.after(moments[-1], what))
+    return [after - before for before, after in pairwise(moments)]
+
+
+def _medians(wakeups: list[list[float]], prefix: str) -> dict[str, float]:
+    names = ("notice_us", "to_claim_us", "claim_us", "to_job_us")
+    stages = zip(*wakeups, strict=True)
+    return {
+        prefix + name: round(statistics.median(times) * 1e6)
+        for name, times in zip(names, stages, strict=True)
+    }
 
 
 @contextmanager
