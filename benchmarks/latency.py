@@ -35,7 +35,8 @@ _BARE_CLAIM = """
 UPDATE background_jobs SET session_id = 1, claim_token = 1
 WHERE id = ANY(ARRAY(
     SELECT id FROM background_jobs
-    WHERE queue = 'default' AND priority = 0 AND run_at IS NULL AND session_id IS NULL AND position >= %(hint)s
+    WHERE queue = 'default' AND priority = 0 AND run_at IS NULL AND session_id IS NULL AND crashes = 0
+        AND position >= %(hint)s
     ORDER BY position LIMIT 10 FOR UPDATE SKIP LOCKED
 ))
 RETURNING (data->>'number')::int, position

@@ -150,11 +150,12 @@ class _Round:
     def _freeze_at_a_claim(self) -> None:
         """Its claim will be for a session that is dead and still there, as an open transaction holds one of its jobs."""
         clinging = Effect(key=3, seconds=1.0).enqueue(self._conn)
-        self.claiming = self._victim("effect,twin", 2)
+        self.claiming = self._victim("effect,twin", 2, poll_interval=0.1)
         self._all("start", [clinging])
         self.claiming.arm("claim=stop")
-        self.later = Twin(key=1).enqueue(self._conn)
         self._stands(self.claiming)
+        # only now: a claim may have been on its way when the failpoint was armed
+        self.later = Twin(key=1).enqueue(self._conn)
         self.effects.append(clinging)
         self.jobs.append(self.later)
 
