@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
-__all__ = ["Counter", "Marks", "Naps"]
+__all__ = ["Counter", "Naps", "Slices"]
 
 
 class Counter:
@@ -28,28 +29,33 @@ class Counter:
         return self.runs == b"\x01" * len(self.runs)
 
 
-class Marks(Counter):
-    """Also notes when the first job ran, and when each `step` more had run."""
+class Slices(Counter):
+    """Of jobs that come `size` at a time, two at least: also notes how long each slice took, from first start to last."""
 
-    def __init__(self, n: int, step: int) -> None:
+    def __init__(self, n: int, size: int) -> None:
         super().__init__(n)
-        self.times: list[float] = []
-        self._step = step
+        self.seconds: list[float] = []
+        self.done = asyncio.Event()
+        self._size = size
         self._seen = 0
+        self._began = 0.0
 
     def ran(self, number: int) -> None:
         self.runs[number] += 1
-        if self._seen % self._step == 0:
-            self.times.append(time.perf_counter())
+        if self._seen == 0:
+            self._began = time.perf_counter()
         self._seen += 1
-        if self._seen == len(self.runs):
-            self.times.append(time.perf_counter())
+        if self._seen == self._size:
+            self.seconds.append(time.perf_counter() - self._began)
+            self._seen = 0
+            self.done.set()
 
-    def rates(self) -> list[float]:
-        """Jobs per second in each step."""
+    def rates(self, parts: int) -> list[float]:
+        """Jobs per second in each of so many equal parts."""
+        slices = len(self.seconds) // parts
         return [
-            self._step / (after - before)
-            for before, after in zip(self.times, self.times[1:], strict=False)
+            (self._size - 1) * slices / sum(self.seconds[part * slices : (part + 1) * slices])
+            for part in range(parts)
         ]
 
 

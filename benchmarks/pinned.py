@@ -1,28 +1,33 @@
 """Jobs flow while somebody's transaction stays open and idle, as a forgotten psql or a long report does.
 
 Its snapshot keeps vacuum from removing anything: a million jobs leave a million dead rows and dead index entries, and a
-claim that began its scan at the start would walk them all. The clean run is the same without that transaction. `ratio` is
-the rate over the last tenth, to the clean run's over its last tenth. Then, with the transaction still open and jobs still
-flowing, some jobs become available behind the place where claims begin; see late.py.
+claim that began its scan at the start would walk them all. The clean run is the same without that transaction, in another
+database, and in turns: a hundredth of the jobs here, a hundredth there, as a machine changes its speed within seconds.
+(What a runner does meanwhile that has nothing to do may take 2% of the other's time.) `ratio` is the rate over the last
+tenth, to the clean run's over its last tenth. Then, with the transaction still open and jobs still flowing, some jobs become
+available behind the place where claims begin; see late.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import statistics
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-import msgspec
 import psycopg
 
-from .bench import Options, fill, fresh_schema, interleave
-from .counter import Counter, Marks
+from workers import Runner
+
+from .bench import Options, fill, fresh_database, fresh_schema, rows, run
+from .counter import Counter, Slices
 from .drain import drained, library_drain
+from .jobs import Noop
 from .late import PickUps, pick_ups
-from .report import Point, Result, Sample, median, summarize
+from .report import Pair, Point, Result, Sample, summarize
 
 __all__ = ["PinnedResult", "pinned"]
 
-_TENTHS = 10
+_TENTHS, _SLICES = 10, 100
 
 
 class PinnedResult(Result, kw_only=True, omit_defaults=True):
@@ -37,37 +42,24 @@ class PinnedResult(Result, kw_only=True, omit_defaults=True):
     retried_s: float
 
 
-class _Flow(msgspec.Struct):
-    """One drain: as a whole, and by tenths."""
-
-    whole: Sample
-    tenths: list[float]
-
-    @property
-    def last(self) -> Sample:
-        return msgspec.structs.replace(self.whole, per_second=self.tenths[-1])
-
-
 def pinned(options: Options) -> PinnedResult:
     """1,000,000 jobs (20,000 when quick)."""
     n = options.pick(full=1_000_000, quick=20_000, tiny=1_000)
-    flows: dict[bool, list[_Flow]] = {True: [], False: []}
-
-    def measured(pin: bool) -> Sample:
-        with fresh_schema(options) as dsn:
-            flows[pin].append(_flow(options, dsn, n, pin))
-        return flows[pin][-1].last
-
-    pairs = interleave(
-        options.pick(full=5, quick=2, tiny=1), lambda: measured(True), lambda: measured(False)
-    )
+    flows: list[tuple[Slices, Slices]] = []
+    pairs: list[Pair] = []
+    for _ in range(options.pick(full=5, quick=2, tiny=1)):
+        with fresh_database(options) as dsn, fresh_database(options) as clean, held_snapshot(dsn):
+            flows.append(run(options, _side_by_side(dsn, clean, n)))
+            pinned, limit = (_last(*side) for side in zip(flows[-1], (dsn, clean), strict=True))
+            pairs.append((pinned, limit))
     late = _late(options, n)
+    whole = [flow.rates(1)[0] for flow, _ in flows]
     result = summarize(
         PinnedResult,
         "pinned",
         n,
         pairs,
-        whole_per_second=median([flow.whole for flow in flows[True]], "per_second"),
+        whole_per_second=_median(whole),
         points=_points(n, flows),
         **late.fields(),
     )
@@ -75,12 +67,41 @@ def pinned(options: Options) -> PinnedResult:
     return result
 
 
-def _flow(options: Options, dsn: str, n: int, pin: bool) -> _Flow:
-    fill(dsn, n)
-    marks = Marks(n, n // _TENTHS)
-    with held_snapshot(dsn) if pin else nullcontext():
-        whole = drained(options, dsn, marks, library_drain)
-    return _Flow(whole, marks.rates())
+async def _side_by_side(pinned: str, clean: str, n: int) -> tuple[Slices, Slices]:
+    """The two flows, slice by slice. Which is first changes, so that neither always follows on the other."""
+    size = n // _SLICES
+    async with _flow(pinned, n, size) as one, _flow(clean, n, size) as other:
+        for number in range(_SLICES):
+            for counter, conn in (one, other) if number % 2 else (other, one):
+                counter.done.clear()
+                jobs = (Noop(number=number * size + job) for job in range(size))
+                Noop.enqueue_batch(conn, jobs, return_ids=False)
+                await counter.done.wait()
+    return one[0], other[0]
+
+
+@asynccontextmanager
+async def _flow(
+    dsn: str, n: int, size: int
+) -> AsyncIterator[tuple[Slices, psycopg.Connection[tuple[object, ...]]]]:
+    """A runner, its counter, and a connection to enqueue on."""
+    counter = Slices(n, size)
+    handle = Runner(dsn, counter).register_job_type(Noop).start()
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        await handle.ready()
+        try:
+            yield counter, conn
+        finally:
+            handle.shutdown()
+            await handle.wait_for_shutdown()
+
+
+def _last(counter: Slices, dsn: str) -> Sample:
+    """The last tenth."""
+    return Sample(
+        per_second=counter.rates(_TENTHS)[-1],
+        exactly_once=counter.exactly_once and rows(dsn) == 0,
+    )
 
 
 def _late(options: Options, n: int) -> PickUps:
@@ -102,15 +123,15 @@ def held_snapshot(dsn: str) -> Iterator[None]:
         yield
 
 
-def _points(n: int, flows: dict[bool, list[_Flow]]) -> list[Point]:
-    points = []
-    for tenth in range(_TENTHS):
-        both = [
-            median(
-                [Sample(per_second=flow.tenths[tenth], exactly_once=True) for flow in flows[pin]],
-                "per_second",
-            )
-            for pin in (True, False)
-        ]
-        points.append(Point((tenth + 1) * n // _TENTHS, both[0] or 0.0, both[1] or 0.0))
-    return points
+def _points(n: int, flows: list[tuple[Slices, Slices]]) -> list[Point]:
+    return [
+        Point(
+            (tenth + 1) * n // _TENTHS,
+            *(_median([flow[side].rates(_TENTHS)[tenth] for flow in flows]) for side in (0, 1)),
+        )
+        for tenth in range(_TENTHS)
+    ]
+
+
+def _median(rates: list[float]) -> float:
+    return round(statistics.median(rates), 3)

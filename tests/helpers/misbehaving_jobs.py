@@ -56,15 +56,18 @@ def spin(seconds: float) -> None:
 
 
 class HoldingGil(BackgroundJob[Stage]):
-    """Calls foreign code that keeps the GIL, twice for half of `seconds`: no thread of the process runs."""
+    """Calls foreign code that keeps the GIL, for half of `seconds`: no thread of the process runs.
+
+    Again and again: whoever looks afterwards may lose the GIL before it has looked, if a busy machine holds it up.
+    """
 
     seconds: float
 
     async def run(self, stage: Stage) -> None:
         with stage.run():
-            hold_the_gil(self.seconds / 2)
-            await asyncio.sleep(0.1)
-            hold_the_gil(self.seconds / 2)
+            for _ in range(4):
+                hold_the_gil(self.seconds / 2)
+                await asyncio.sleep(0.2)
 
 
 def hold_the_gil(seconds: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import __main__ as command_line
 from benchmarks.bench import Options, interleave
-from benchmarks.counter import Counter, Marks
+from benchmarks.counter import Counter, Slices
 from benchmarks.goals import GOALS, judge
 from benchmarks.peers import PEERS, WORKLOADS
 from benchmarks.report import Point, Result, Sample, line, summarize
@@ -122,12 +122,15 @@ def test_a_counter_knows_jobs_that_are_missing_or_ran_twice() -> None:
     assert states == [(False, False), (True, True), (True, False)]
 
 
-def test_marks_divide_a_drain_into_steps() -> None:
-    marks = Marks(10, 5)
-    for number in range(10):
-        marks.ran(number)
-    assert len(marks.rates()) == 2
-    assert all(rate > 0 for rate in marks.rates())
+def test_slices_are_timed_and_put_together_into_parts() -> None:
+    counter = Slices(12, 3)
+    for number in range(12):
+        assert counter.done.is_set() == (number >= 3)
+        counter.ran(number)
+    assert len(counter.seconds) == 4
+    counter.seconds = [1.0, 3.0, 0.5, 0.5]
+    assert counter.rates(2) == [1.0, 4.0]  # of each slice the first start is where its time begins
+    assert counter.rates(1) == [8 / 5]
 
 
 def test_a_peer_has_the_flags_of_a_drain_unless_told_otherwise() -> None:
