@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import WorkersError
 from .job import ClaimedJob
@@ -82,12 +82,20 @@ class CurrentJob:
         return self._connection
 
 
-current: ContextVar[CurrentJob] = ContextVar("workers_current_job")
+class Running(Protocol):
+    """An attempt that runs. Most jobs never ask about themselves: what answers is made when they do."""
+
+    @property
+    def handle(self) -> CurrentJob:
+        """What `current_job()` returns: the same each time."""
+
+
+current: ContextVar[Running] = ContextVar("workers_current_job")
 
 
 def current_job() -> CurrentJob:
     """The job that is running here. Raises WorkersError outside of a job."""
     try:
-        return current.get()
+        return current.get().handle
     except LookupError:
         raise WorkersError("current_job() is for the code of a running job") from None

@@ -230,9 +230,10 @@ async def test_a_job_that_had_not_begun_is_innocent_of_its_cancellation(
     executor = Executor(storage, None, copy_context(), 1, set(), lambda: False)
     outcomes = []
     for _ in range(3):
-        attempt = Attempt(job, job_type, me(), time.monotonic(), fresh=False)
+        attempt = Attempt(job, job_type, me(), 1, time.monotonic(), job_type.is_async, fresh=False)
         asyncio.get_running_loop().call_soon(me().cancel)
-        outcome, _ = await executor.run(attempt, 1)
+        ended = executor.start(attempt)
+        outcome, _ = ended if isinstance(ended, tuple) else await ended
         me().uncancel()
         assert attempt.spoiled
         outcomes.append(type(outcome))

@@ -86,14 +86,14 @@ def break_claimer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Executor.run
+    start = Executor.start
 
-    async def broken(self: Executor, attempt: Any, session: int) -> Any:
+    def broken(self: Executor, attempt: Any) -> Any:
         if attempt.job.job_type == "note":
             raise ZeroDivisionError
-        return await run(self, attempt, session)
+        return start(self, attempt)
 
-    monkeypatch.setattr(Executor, "run", broken)
+    monkeypatch.setattr(Executor, "start", broken)
 
 
 def break_completer(monkeypatch: pytest.MonkeyPatch) -> None:

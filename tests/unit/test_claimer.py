@@ -75,6 +75,7 @@ class Bench:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        self.queue.active = 3
         workers = [asyncio.create_task(self.queue.wait()) for _ in range(3)]
         await asyncio.sleep(0)
         task = asyncio.create_task(self.claimer.run())
@@ -163,6 +164,7 @@ async def test_claim_and_hand_over_are_one(bench: Bench) -> None:
 
     bench.store.gate.clear()
     bench.store.answers = [[1, 2, 3]]
+    bench.queue.active = 3
     workers = [asyncio.create_task(bench.queue.wait()) for _ in range(3)]
     await asyncio.sleep(0)
     async with anyio.create_task_group() as group:
@@ -171,6 +173,7 @@ async def test_claim_and_hand_over_are_one(bench: Bench) -> None:
         group.cancel_scope.cancel()
         asyncio.get_running_loop().call_later(0.01, bench.store.gate.set)
     assert [job.id for job in bench.queue.take_back()] == [1, 2, 3]
+    bench.queue.close()
     await asyncio.gather(*workers)
 
 

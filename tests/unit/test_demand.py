@@ -29,7 +29,7 @@ def test_none_before_enough_runs_are_known() -> None:
 @pytest.mark.parametrize(
     ("seconds", "workers", "expected"),
     [
-        (0.00001, 10, 500),
+        (0.00001, 10, 1000),
         (0.001, 10, 500),
         (0.01, 10, 50),
         (0.01, 1, 5),
@@ -90,7 +90,12 @@ def job(job_id: int, token: int = 1) -> ClaimedJob:
 def test_jobs_come_out_in_the_order_of_the_claim() -> None:
     queue = WorkQueue("default", QueueConfig())
     queue.put([job(3), job(1), job(2)])
-    assert [queue.pop(), queue.pop(), queue.pop(), queue.pop()] == [job(3), job(1), job(2), None]
+    assert [queue.pop(0.0), queue.pop(0.0), queue.pop(0.0), queue.pop(0.0)] == [
+        job(3),
+        job(1),
+        job(2),
+        None,
+    ]
 
 
 def test_jobs_that_were_not_started_can_be_taken_back() -> None:
@@ -107,15 +112,16 @@ async def test_room_is_made_by_workers_that_wait() -> None:
     """A claim takes what they can start, and what is to be held in advance once half of that is used up."""
     queue = WorkQueue("default", QueueConfig(num_workers=3))
     assert queue.room() == 0
+    queue.active = 3
     waiting = [asyncio.ensure_future(queue.wait()) for _ in range(3)]
     await asyncio.sleep(0)
     assert queue.attention.is_set()
     assert (queue.room(), queue.idle) == (3, 3)
     queue.put([job(1)])
-    assert queue.idle == 1, "one is woken, and a job is still on its way to it"
+    assert queue.idle == 1, "two wait, and a job is still on its way to the third"
     assert queue.room() == 0, "not while a job is on its way"
     queue.attention.clear()
-    assert queue.pop() == job(1)
+    assert queue.pop(0.0) == job(1)
     assert queue.attention.is_set(), (
         "room again: what came meanwhile must not wait for the next poll"
     )
@@ -127,10 +133,10 @@ async def test_room_is_made_by_workers_that_wait() -> None:
     await asyncio.sleep(0)
     for _ in range(6):
         queue.attention.clear()
-        queue.pop()
+        queue.pop(0.0)
     assert (queue.attention.is_set(), queue.room()) == (False, 0)
-    queue.pop()
-    assert (queue.attention.is_set(), queue.room()) == (True, 5)
+    queue.pop(0.0)
+    assert (queue.attention.is_set(), queue.room()) == (True, 6), "one still waits"
     queue.close()
     async with asyncio.timeout(5):
         await asyncio.gather(*waiting)
@@ -139,20 +145,48 @@ async def test_room_is_made_by_workers_that_wait() -> None:
 async def test_a_cancelled_wait_takes_no_job_with_it() -> None:
     """Its place is free for another worker."""
     queue = WorkQueue("default", QueueConfig(num_workers=2))
+    queue.active = 2
     first, second = asyncio.ensure_future(queue.wait()), asyncio.ensure_future(queue.wait())
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait([first])
     assert queue.idle == 1
+    queue.active -= 1  # the cancelled one
     queue.put([job(1)])
     async with asyncio.timeout(5):
         await second
-    assert queue.pop() == job(1)
+    assert queue.pop(0.0) == job(1)
+
+
+async def test_one_worker_is_enough_for_jobs_that_never_wait() -> None:
+    """More would only take turns with it. Once it stands still in a job the others take what is left."""
+    queue = WorkQueue("default", QueueConfig(num_workers=3))
+    queue.active = 3
+    first, *others = [asyncio.ensure_future(queue.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    queue.put([job(1), job(2)])
+    async with asyncio.timeout(5):
+        await first
+    queue.put([job(3), job(4)])
+    await asyncio.sleep(0)
+    assert (queue.active, [waiter.done() for waiter in others]) == (1, [False, False])
+    assert queue.pop(0.0) == job(1)
+    queue.stands_still()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*others)
+    assert queue.active == 2
+    aside = asyncio.ensure_future(queue.step_aside())
+    await asyncio.sleep(0)
+    assert (queue.active, aside.done()) == (1, False), "though there are jobs"
+    queue.stands_still()
+    async with asyncio.timeout(5):
+        await aside
 
 
 async def test_a_closed_queue_begins_nothing() -> None:
     """What is left in it, or put into it by a claim that was on its way, is there to be taken back."""
     queue = WorkQueue("default", QueueConfig())
+    queue.active = 1
     waiting = asyncio.ensure_future(queue.wait())
     await asyncio.sleep(0)
     queue.put([job(1)])
@@ -161,5 +195,5 @@ async def test_a_closed_queue_begins_nothing() -> None:
     async with asyncio.timeout(5):
         await waiting
         await queue.wait()
-    assert queue.pop() is None
+    assert queue.pop(0.0) is None
     assert queue.take_back() == [job(1), job(2)]

@@ -102,7 +102,7 @@ async def test_what_a_reaped_session_held_is_nobodys_business_here(bench: Bench)
     running, *ahead = bench.claim(1, 2, 3)
     bench.queue.put(ahead)
     task = asyncio.create_task(asyncio.Event().wait())
-    attempt = Attempt(running, describe(Mail), task, 0.0)
+    attempt = Attempt(running, describe(Mail), task, 1, 0.0, True)
     bench.queue.running.add(attempt)
     lost: list[SessionLost] = []
     with subscribe(lost.append, SessionLost):
@@ -127,7 +127,7 @@ async def test_a_suspect_of_a_reaped_session_is_alone_until_it_has_ended(
     bench.gate.exclusive = True
     if runs:
         task = asyncio.create_task(asyncio.Event().wait())
-        bench.queue.running.add(Attempt(job, describe(Mail), task, 0.0))
+        bench.queue.running.add(Attempt(job, describe(Mail), task, 1, 0.0, True))
     else:
         bench.queue.put([job])
     bench.reports.session_replaced(2)

@@ -35,7 +35,7 @@ async def attempt() -> Attempt:
     task = asyncio.current_task()
     assert task is not None
     job = ClaimedJob(1, "mail", "default", 0, "{}", 0, 0, False, 1)
-    made = Attempt(job, describe(Mail), task, 0.0)
+    made = Attempt(job, describe(Mail), task, 1, 0.0, True)
     made.cancellable = False  # or stopping it would cancel this test
     made.scope = copy_context()
     return made

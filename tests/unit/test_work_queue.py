@@ -20,15 +20,15 @@ async def test_a_lease_that_may_be_over_is_asked_about_first() -> None:
     queue = WorkQueue("default", QueueConfig())
     queue.put(jobs(2))
     queue.renewed(time.monotonic() + 3600)
-    assert queue.pop() is not None
+    assert queue.pop(time.monotonic()) is not None
     queue.renewed(time.monotonic())
-    assert queue.pop() is None
+    assert queue.pop(time.monotonic()) is None
     worker = asyncio.create_task(queue.wait())
     await asyncio.sleep(0)
     assert not worker.done()
     queue.renewed(math.inf)
     await worker
-    assert queue.pop() is not None
+    assert queue.pop(time.monotonic()) is not None
 
 
 async def test_a_closed_queue_keeps_no_worker_waiting_for_a_lease() -> None:

@@ -36,8 +36,9 @@ def configure(level: str | None, format: str | None) -> None:
 
 def _add_job(record: logging.LogRecord) -> bool:
     """What the code of a job logs carries the same fields as what is logged about it."""
-    job = current.get(None)
-    if job is not None and not hasattr(record, "job_id"):
+    running = current.get(None)
+    if running is not None and not hasattr(record, "job_id"):
+        job = running.handle
         record.job_id, record.job_type, record.queue = job.id, job.job_type, job.queue
         record.attempt, record.session = job.attempt, job._session
     return True

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextvars import Context
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from ..current import CurrentJob
 from ..hiding import Hiding
 from ..job import ClaimedJob
 from ..job_type import JobType
@@ -22,53 +24,58 @@ class Fenced(Exception):  # noqa: N818 - an answer, not an error
     """The job is no longer this session's: nothing is to be written."""
 
 
-class Attempt:
-    """A job while it runs. `stop` ends it from outside, with the outcome that it shall have."""
+class Timer(Protocol):
+    """Something that can be called off."""
 
-    __slots__ = (
-        "cancellable",
-        "deadline",
-        "finishing",
-        "fresh",
-        "in_doubt",
-        "job",
-        "scope",
-        "spoiled",
-        "started",
-        "stopped",
-        "task",
-        "type",
-        "written",
-    )
+    def cancel(self) -> None: ...
 
-    def __init__(
-        self,
-        job: ClaimedJob,
-        job_type: JobType,
-        task: asyncio.Task[Any],
-        started: float,
-        *,
-        fresh: bool = True,
-    ) -> None:
-        self.job = job
-        self.type = job_type
-        self.task = task
-        self.started = started
-        #: Whether it is the first one in its task: no other job can have left anything behind there.
-        self.fresh = fresh
-        #: A cancellation came that nobody had asked for: the task is not fit for others.
-        self.spoiled = False
-        self.deadline = None if job_type.timeout is None else started + job_type.timeout
-        #: False while its code is in a thread, or its transaction is being committed.
-        self.cancellable = job_type.is_async
-        self.stopped: Outcome | Fenced | None = None
-        #: The context of the job's code, once it has begun.
-        self.scope: Context | None = None
-        #: What its own transaction was told to write, and whether that was written.
-        self.finishing: Transition | None = None
-        self.written = False
-        #: Whether its transaction was committed could not be found out.
-        self.in_doubt = False
+
+class Attempt(msgspec.Struct, eq=False):
+    """A job while it runs. `stop` ends it from outside, with the outcome that it shall have.
+
+    `cancellable`: False while its code is in a thread, or its transaction is being committed. `fresh`: it is the first one
+    in its task, so that no other job can have left anything behind there.
+    """
+
+    job: ClaimedJob
+    type: JobType
+    task: asyncio.Task[Any]
+    session: int
+    started: float
+    cancellable: bool
+    fresh: bool = True
+    #: A cancellation came that nobody had asked for: the task is not fit for others.
+    spoiled: bool = False
+    stopped: Outcome | Fenced | None = None
+    #: Strikes at the deadline.
+    timer: Timer | None = None
+    #: The context of the job's code, once it has begun.
+    scope: Context | None = None
+    #: Of a transactional job.
+    connection: Any = None
+    #: What its own transaction was told to write, and whether that was written.
+    finishing: Transition | None = None
+    written: bool = False
+    #: Whether its transaction was committed could not be found out.
+    in_doubt: bool = False
+    known_as: CurrentJob | None = None
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self.job!r}>"
+
+    @property
+    def handle(self) -> CurrentJob:
+        """What its code is told of it."""
+        if (handle := self.known_as) is None:
+            deadline = None if self.type.timeout is None else self.deadline
+            handle = CurrentJob(self.job, self.session, deadline, self.connection)
+            self.known_as = handle
+        return handle
+
+    @property
+    def deadline(self) -> float:
+        """When its time is over, by the monotonic clock."""
+        return math.inf if self.type.timeout is None else self.started + self.type.timeout
 
     @property
     def hide(self) -> Hiding | None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Sequence
+from operator import attrgetter
 
 import anyio
 import msgspec
@@ -20,7 +20,7 @@ from .. import failpoints, telemetry
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Bury, Transition, Wait
-from ..storage.base import Guard, Settled, Settlement, Storage
+from ..storage.base import Guard, Held, Settled, Settlement, Storage
 from .driving import Deferred
 from .failure import storable
 from .ledger import Ledger
@@ -37,7 +37,7 @@ MOST_UNWRITTEN = 5000
 _LOCKED = "the outcomes of %d jobs wait for whoever has locked their rows"
 _ENQUEUED = "%d jobs go back when the transactions are over that are just enqueueing the same"
 
-Item = TypeVar("Item")
+_token, _token_shown = attrgetter("token"), attrgetter("guard.token")
 
 
 class Completer:
@@ -46,7 +46,7 @@ class Completer:
     def __init__(self, storage: Storage, ledger: Ledger) -> None:
         self._storage = storage
         self._ledger = ledger
-        self._done: Stream[Guard] = Stream(self._write_done, self._refused_done)
+        self._done: Stream[Held] = Stream(self._write_done, self._refused_done)
         self._rest: Stream[Settlement] = Stream(self._write_rest, self._refused)
         self._back: Stream[Settlement] = Stream(self._write_back, self._refused)
         self._streams = (self._done, self._rest, self._back)
@@ -82,7 +82,7 @@ class Completer:
 
     def completed(self, job: ClaimedJob) -> None:
         """The job is finished and its row can go."""
-        self._done.add(Guard(job.id, job.token))
+        self._done.add(job)
 
     def ended(self, job: ClaimedJob, transition: Transition, *, in_doubt: bool = False) -> None:
         """Any other end. `in_doubt`: unless its own transaction was committed after all."""
@@ -127,12 +127,13 @@ class Completer:
             for stream in self._streams:
                 group.start_soon(Deferred, stream.run)
 
-    async def _write_done(self, guards: list[Guard], uncertain: bool) -> None:
+    async def _write_done(self, guards: list[Held], uncertain: bool) -> None:
         blocked: set[int] = set()
-        forgotten = self._by_session(self._forgotten, int)
-        for session in forgotten.keys() - self._by_session(guards, _token).keys():
+        forgotten = self._ledger.by_session(self._forgotten, int)
+        groups = self._ledger.by_session(guards, _token)
+        for session in forgotten.keys() - groups.keys():
             await self._complete(session, [], forgotten[session], uncertain)
-        for session, group in self._by_session(guards, _token).items():
+        for session, group in groups.items():
             closing = [*self._ledger.closing(group), *forgotten.get(session, ())]
             blocked |= await self._complete(session, group, closing, uncertain)
         if blocked or self._blocked:  # on the way of each completion: nearly never
@@ -140,7 +141,7 @@ class Completer:
             self._tell_blocked({guard.id for guard in guards}, blocked, _LOCKED)
 
     async def _complete(
-        self, session: int, guards: list[Guard], closing: list[int], uncertain: bool
+        self, session: int, guards: Sequence[Held], closing: Sequence[int], uncertain: bool
     ) -> set[int]:
         failpoints.hit("complete")
         done = await self._storage.complete(session, guards, closing)
@@ -175,7 +176,7 @@ class Completer:
     async def _settle(self, settlements: list[Settlement], uncertain: bool) -> set[int]:
         """Write them; returns the ids of those that have to wait."""
         blocked: set[int] = set()
-        for session, group in self._by_session(settlements, lambda item: item.guard.token).items():
+        for session, group in self._ledger.by_session(settlements, _token_shown).items():
             guards = [item.guard for item in group]
             closing = self._ledger.closing(guards)
             failpoints.hit("settle")
@@ -184,8 +185,8 @@ class Completer:
             blocked |= self._settled(session, guards, closing, settled, uncertain)
         return blocked
 
-    async def _refused_done(self, guard: Guard, error: StorageError) -> Guard | None:
-        return None if await self._give_up(guard, error) else guard
+    async def _refused_done(self, job: Held, error: StorageError) -> Held | None:
+        return None if await self._give_up(Guard(job.id, job.token), error) else job
 
     async def _refused(self, item: Settlement, error: StorageError) -> Settlement | None:
         # a database that is not UTF8 can't hold every text
@@ -226,7 +227,7 @@ class Completer:
     def _settled(
         self,
         session: int,
-        guards: Sequence[Guard],
+        guards: Sequence[Held],
         closing: Sequence[int],
         settled: Settled,
         uncertain: bool,
@@ -256,7 +257,7 @@ class Completer:
         logger.warning(text, job_id, extra={"job_id": job_id, "session": session})
         telemetry.emit(telemetry.JobFenced(session=session, job_id=job_id))
 
-    def _no_longer_in_doubt(self, guards: Sequence[Guard]) -> set[int]:
+    def _no_longer_in_doubt(self, guards: Sequence[Held]) -> set[int]:
         """Those of them that may have been done in their own transactions: now it is known."""
         doubted = self._in_doubt & {guard.id for guard in guards}
         self._in_doubt -= doubted
@@ -267,15 +268,6 @@ class Completer:
         if tokens:
             self._forgotten += tokens
             self._done.poke()
-
-    def _by_session(
-        self, items: Sequence[Item], token: Callable[[Item], int]
-    ) -> dict[int, list[Item]]:
-        """Items by the session that claimed them: nearly always one."""
-        groups: dict[int, list[Item]] = {}
-        for item in items:
-            groups.setdefault(self._ledger.session_of(token(item)), []).append(item)
-        return groups
 
 
 def _in_ascii(item: Settlement) -> Settlement | None:
@@ -289,7 +281,3 @@ def _in_ascii(item: Settlement) -> Settlement | None:
     if not texts:
         return None
     return msgspec.structs.replace(item, transition=msgspec.structs.replace(transition, **texts))
-
-
-def _token(guard: Guard) -> int:
-    return guard.token

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import Context
@@ -20,25 +19,24 @@ import anyio.to_thread
 import msgspec
 from anyio import CapacityLimiter
 
-from .. import telemetry
-from ..current import CurrentJob, current
 from ..errors import InvalidJobError, StorageUnavailableError
-from ..hiding import hiding
-from ..job import ClaimedJob
-from ..job_type import JobType
 from ..lifecycle import Archive, Completed, Delete, Interrupted, Outcome, Retry, Transition, decide
 from ..storage.base import Guard, Settlement, Storage
 from .attempt import Attempt, Fenced
 from .driving import Driven, as_coroutine, come_clean
 from .failure import told
+from .job_context import begin, furnish
 from .verdict import Stopped, TooManyCrashes, Undecodable, outcome_of
 
-__all__ = ["Executor", "ThreadJobs"]
-
-logger = logging.getLogger("workers")
+__all__ = ["DONE", "Ended", "Executor", "ThreadJobs"]
 
 #: Seconds between the tries to find out whether a transaction was committed.
 _COMMIT_PAUSES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+
+#: How an attempt ended, and what to write; (None, None) when the job is somebody else's by now.
+Ended = tuple[Outcome, Transition] | tuple[None, None]
+#: It returned, and its row goes: the end of most of them.
+DONE: Ended = (Completed(), Delete())
 
 #: Ids of the jobs whose code is in a thread right now. Changed by those threads, whether or not the loop still runs.
 ThreadJobs = set[int]
@@ -64,28 +62,59 @@ class Executor:
         self._is_closing = is_closing
         self._doubted: set[int] = set()
 
-    async def run(self, attempt: Attempt, session: int) -> tuple[Outcome | None, Transition | None]:
-        """Run `attempt`: its outcome and what to write; (None, None) when the job is somebody else's by now.
+    def start(self, attempt: Attempt) -> Ended | Awaitable[Ended]:
+        """Run `attempt` as far as it goes without waiting: its end, or what has to be awaited for it. Neither raises.
 
-        The end of a transactional job is written already when its `attempt.written` is set. Raises nothing.
+        Most jobs that return at once need no more than this.
         """
-        job, job_type = attempt.job, attempt.type
-        outcome: Outcome | Fenced
+        if attempt.type.transactional or not attempt.type.is_async:
+            return self._run_elsewhere(attempt)
         try:
-            payload = self._prepare(job, job_type)
-            if job_type.transactional:
-                transition = await self._run_transactional(attempt, session, payload)
+            payload = self._prepare(attempt)
+            scope = attempt.scope = self._base.copy()
+            step = scope.run(begin, attempt, payload, self._context)
+        except BaseException as error:
+            return self._broken(attempt, error)
+        if step is not None:
+            return self._go_on(attempt, Driven(step[0], scope, step[1]))
+        return self._returned(attempt)
+
+    async def _go_on(self, attempt: Attempt, rest: Driven) -> Ended:
+        try:
+            await rest
+        except BaseException as error:
+            return self._broken(attempt, error)
+        return self._returned(attempt)
+
+    async def _run_elsewhere(self, attempt: Attempt) -> Ended:
+        """In a thread, or in a transaction. The end of a transactional job is written when its `attempt.written` is set."""
+        try:
+            payload = self._prepare(attempt)
+            if attempt.type.transactional:
+                transition = await self._run_transactional(attempt, payload)
                 attempt.written = True
                 return Completed(), transition
-            await self._call(attempt, payload, self._enter(attempt, session))
-            outcome = attempt.verdict() or Completed()
+            await self._call(attempt, payload)
         except BaseException as error:
-            outcome = outcome_of(error, attempt, closing=self._is_closing())
-            if attempt.spoiled and self._is_innocent(attempt):
-                outcome = Interrupted("a cancellation that another job left behind")
+            return self._broken(attempt, error)
+        return self._returned(attempt)
+
+    def _returned(self, attempt: Attempt) -> Ended:
+        if attempt.stopped is None and attempt.type.policy.archive is False:
+            return DONE
+        return self._decided(attempt, attempt.verdict() or Completed())
+
+    def _broken(self, attempt: Attempt, error: BaseException) -> Ended:
+        outcome = outcome_of(error, attempt, closing=self._is_closing())
+        if attempt.spoiled and self._is_innocent(attempt):
+            outcome = Interrupted("a cancellation that another job left behind")
+        return self._decided(attempt, outcome)
+
+    @staticmethod
+    def _decided(attempt: Attempt, outcome: Outcome | Fenced) -> Ended:
         if isinstance(outcome, Fenced):
             return None, None
-        transition = decide(job, outcome, job_type.policy)
+        transition = decide(attempt.job, outcome, attempt.type.policy)
         if type(transition) is not Delete:
             transition = _presentable(transition, attempt)
         return outcome, transition
@@ -103,8 +132,10 @@ class Executor:
         self._doubted.add(job_id)
         return True
 
-    def _prepare(self, job: ClaimedJob, job_type: JobType) -> Any:
+    @staticmethod
+    def _prepare(attempt: Attempt) -> Any:
         """Decode the payload, one job on its own: a bad row ends as a dead letter and harms nobody else."""
+        job, job_type = attempt.job, attempt.type
         if job.crashes and job.crashes >= job_type.policy.max_crashes:
             raise TooManyCrashes
         try:
@@ -113,22 +144,14 @@ class Executor:
             # what the class's own checks raised, where it was that
             raise Undecodable(str(error)) from getattr(error.__context__, "__cause__", None)
 
-    def _enter(self, attempt: Attempt, session: int, connection: Any = None) -> Context:
+    def _enter(self, attempt: Attempt) -> Context:
         """A context of its own for the job's code."""
         scope = attempt.scope = self._base.copy()
-        scope.run(current.set, CurrentJob(attempt.job, session, attempt.deadline, connection))
-        job = attempt.job
-        if attempt.type.secrets and (hide := attempt.hide) is not None:
-            scope.run(hiding.set, hide)
-            job = attempt.shown
-        for hook in telemetry.job_context_hooks:
-            try:
-                scope.run(hook, job)
-            except Exception:
-                logger.exception("a hook for job contexts failed")
+        scope.run(furnish, attempt)
         return scope
 
-    async def _call(self, attempt: Attempt, payload: Any, scope: Context) -> None:
+    async def _call(self, attempt: Attempt, payload: Any) -> None:
+        scope = self._enter(attempt)
         if attempt.type.is_async:
             result = scope.run(payload.run, self._context)
         else:
@@ -140,7 +163,6 @@ class Executor:
             if attempt.stopped is not None:
                 result.close()
                 raise Stopped
-        # most jobs that return at once need no more than this
         try:
             waited_for = scope.run(result.send, None)
         except StopIteration:
@@ -181,29 +203,30 @@ class Executor:
             raise error
         return result
 
-    async def _run_transactional(self, attempt: Attempt, session: int, payload: Any) -> Transition:
+    async def _run_transactional(self, attempt: Attempt, payload: Any) -> Transition:
         guard = Guard(attempt.job.id, attempt.job.token)
         try:
             if attempt.type.is_async:
-                await self._transaction(attempt, session, payload, guard)
+                await self._transaction(attempt, payload, guard)
             else:
                 function = self._transaction_in_thread
-                await self._in_thread(attempt, function, attempt, session, payload, guard)
+                await self._in_thread(attempt, function, attempt, payload, guard)
         except StorageUnavailableError:
-            committed = attempt.finishing is not None and await self._is_committed(session, guard)
+            committed = attempt.finishing is not None and await self._is_committed(
+                attempt.session, guard
+            )
             attempt.in_doubt = committed is None
             if not committed:
                 raise
         assert attempt.finishing is not None  # noqa: S101 - for the type checker
         return attempt.finishing
 
-    async def _transaction(
-        self, attempt: Attempt, session: int, payload: Any, guard: Guard
-    ) -> None:
-        async with self._storage.transaction(session, guard) as run:
+    async def _transaction(self, attempt: Attempt, payload: Any, guard: Guard) -> None:
+        async with self._storage.transaction(attempt.session, guard) as run:
             if run is None:
                 raise Fenced
-            await self._call(attempt, payload, self._enter(attempt, session, run.connection))
+            attempt.connection = run.connection
+            await self._call(attempt, payload)
             # a cancellation that the job left behind must not break off what comes now, nor may a later one
             await come_clean(attempt.task)
             settlement = self._finishing(attempt)
@@ -211,13 +234,12 @@ class Executor:
             await run.finish(settlement)
             attempt.finishing = settlement.transition
 
-    def _transaction_in_thread(
-        self, attempt: Attempt, session: int, payload: Any, guard: Guard
-    ) -> None:
-        with self._storage.transaction_sync(session, guard) as run:
+    def _transaction_in_thread(self, attempt: Attempt, payload: Any, guard: Guard) -> None:
+        with self._storage.transaction_sync(attempt.session, guard) as run:
             if run is None:
                 raise Fenced
-            result = self._enter(attempt, session, run.connection).run(payload.run, self._context)
+            attempt.connection = run.connection
+            result = self._enter(attempt).run(payload.run, self._context)
             if _is_awaitable(result):
                 as_coroutine(result).close()
                 raise TypeError(

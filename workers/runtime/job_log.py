@@ -13,7 +13,7 @@ from ..job import ClaimedJob
 from ..lifecycle import Archive, Bury, Completed, Failed, Outcome, Retry, Transition
 from .failure import describe
 
-__all__ = ["fields", "job_logger", "log_end", "log_overrun", "log_start", "spoken"]
+__all__ = ["fields", "is_talkative", "job_logger", "log_end", "log_overrun", "log_start", "spoken"]
 
 job_logger = logging.getLogger("workers.jobs")
 
@@ -44,6 +44,11 @@ def fields(job: ClaimedJob, session: int) -> dict[str, object]:
         "attempt": job.retries + 1,
         "session": session,
     }
+
+
+def is_talkative() -> bool:
+    """Whether the log wants to know of each job."""
+    return job_logger.isEnabledFor(logging.DEBUG)
 
 
 def log_start(job: ClaimedJob, session: int) -> None:

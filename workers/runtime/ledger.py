@@ -5,13 +5,19 @@ Used by the event loop; the control thread reads it, so every update is a single
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import TypeVar
 
 from ..job import ClaimedJob
-from ..storage.base import Guard
+from ..storage.base import Guard, Held
 
 __all__ = ["Ledger"]
+
+W = TypeVar("W")
+
+_token = attrgetter("token")
 
 
 class Ledger:
@@ -26,6 +32,7 @@ class Ledger:
         self.lost_at = float("-inf")
         self._last_token = 0
         self._sessions: list[tuple[int, int]] = []  # (first token, session), latest last
+        self._first_token = 1  # of the latest session
         self._on_their_way: set[int] = set()
         # token -> ids of its jobs; an id can be under two, when what was just given back is claimed again
         self._held: dict[int, set[int]] = {}
@@ -39,11 +46,14 @@ class Ledger:
 
     def begin_session(self, session: int) -> None:
         """Claims from here on belong to `session`."""
-        self._sessions.append((self._last_token + 1, session))
+        self._first_token = self._last_token + 1
+        self._sessions.append((self._first_token, session))
         self.session = session
 
     def session_of(self, token: int) -> int:
         """The session that a token was used in."""
+        if token >= self._first_token:
+            return self.session
         for first, session in reversed(self._sessions):
             if token >= first:
                 return session
@@ -80,29 +90,40 @@ class Ledger:
         """When the jobs under `token` arrived."""
         return self._claimed_at.get(token, 0.0)
 
-    def closing(self, guards: Iterable[Guard]) -> list[int]:
+    def by_session(self, items: Sequence[W], token: Callable[[W], int]) -> dict[int, Sequence[W]]:
+        """Items by the session that claimed them: nearly always one."""
+        if items and min(map(token, items)) >= self._first_token:
+            return {self.session: items}
+        groups: dict[int, list[W]] = {}
+        for item in items:
+            groups.setdefault(self.session_of(token(item)), []).append(item)
+        return {**groups}
+
+    def closing(self, guards: Iterable[Held]) -> list[int]:
         """The tokens of this session of which no job is left once `guards` are written."""
-        counts = Counter(guard.token for guard in guards)
+        counts = Counter(map(_token, guards))
         emptied = [
             token for token, count in counts.items() if len(self._held.get(token, ())) == count
         ]
         return self._of_this_session(emptied)
 
-    def settled(self, guards: Iterable[Guard]) -> list[int]:
+    def settled(self, guards: Iterable[Held]) -> list[int]:
         """`guards` were written, or turned out to be somebody else's.
 
         Returns the tokens of this session of which nothing is left.
         """
-        emptied = []
+        done: dict[int, list[int]] = defaultdict(list)
         for guard in guards:
-            ids = self._held.get(guard.token)
-            if ids is None:
+            done[guard.token].append(guard.id)
+        emptied = []
+        for token, ids in done.items():
+            if (held := self._held.get(token)) is None:
                 continue
-            ids.discard(guard.id)
-            if not ids:
-                del self._held[guard.token]
-                self._claimed_at.pop(guard.token, None)
-                emptied.append(guard.token)
+            held.difference_update(ids)
+            if not held:
+                del self._held[token]
+                self._claimed_at.pop(token, None)
+                emptied.append(token)
         return self._of_this_session(emptied)
 
     def _of_this_session(self, tokens: list[int]) -> list[int]:

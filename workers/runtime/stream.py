@@ -66,7 +66,8 @@ class Stream(Generic[W]):
 
     def add(self, item: W) -> None:
         self.buffer.append(item)
-        self.event.set()
+        if len(self.buffer) == 1:  # else `run` knows
+            self.event.set()
 
     def put_aside(self, items: Sequence[W], uncertain: bool) -> None:
         """These have to wait for somebody: they are tried again, now and then, and hold up nothing else."""

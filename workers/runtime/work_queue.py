@@ -26,6 +26,8 @@ class WorkQueue:
         self.demand = Demand(config.num_workers)
         self.running: set[Attempt] = set()
         self.closed = False
+        #: Workers that neither wait for a job nor stand still in one.
+        self.active = 0
         #: Set when the claimer has a reason to look: room, a wake-up, the end.
         self.attention = asyncio.Event()
         self._jobs: deque[ClaimedJob] = deque()
@@ -51,9 +53,20 @@ class WorkQueue:
         return max(0, len(self._waiting) + ahead - held)
 
     def put(self, jobs: Sequence[ClaimedJob]) -> None:
-        """Hand jobs to the workers."""
+        """Hand jobs to the workers.
+
+        One of them is enough for jobs that never wait: more would take turns with it, and keep the loop from what else it
+        has to do. Once a job waits the others are woken.
+        """
         self._jobs.extend(jobs)
-        self._wake(len(jobs))
+        if jobs and not self.active:
+            self._wake(1)
+
+    def stands_still(self) -> None:
+        """A worker waits in its job, or has ended: what is here is for others. It counts itself active when it goes on."""
+        self.active -= 1
+        if not self.active and self._jobs:
+            self._wake(len(self._jobs))
 
     def take_back(self, up_to: int | None = None) -> list[ClaimedJob]:
         """Jobs that have not been started, of claims up to the token `up_to` (or of all): they are no longer here."""
@@ -75,9 +88,9 @@ class WorkQueue:
         self._good_until = until
         self._wake(len(self._jobs))
 
-    def pop(self) -> ClaimedJob | None:
-        """The next job, if there is one that may be started."""
-        if self.closed or not self._jobs or time.monotonic() >= self._good_until:
+    def pop(self, now: float) -> ClaimedJob | None:
+        """The next job, if there is one that may be started `now`."""
+        if self.closed or not self._jobs or now >= self._good_until:
             return None
         job = self._jobs.popleft()
         if len(self._jobs) <= self._refill_at:
@@ -86,14 +99,21 @@ class WorkQueue:
 
     async def wait(self) -> None:
         """Wait until there may be a job to start, or the queue is closed."""
-        if self.closed or (self._jobs and time.monotonic() < self._good_until):
+        if not (self._jobs and time.monotonic() < self._good_until):
+            await self.step_aside()
+
+    async def step_aside(self) -> None:
+        """Wait though there are jobs: another worker takes them, until it stands still."""
+        if self.closed:
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self.attention.set()
+        self.active -= 1
         try:
             await waiter
         finally:
+            self.active += 1
             if waiter.cancelled():
                 with contextlib.suppress(ValueError):
                     self._waiting.remove(waiter)

@@ -18,9 +18,9 @@ from .attempt import Attempt
 from .claimer import SHARED_CRASHES
 from .completer import Completer
 from .driving import come_clean
-from .executor import Executor
+from .executor import DONE, Ended, Executor
 from .gate import Gate
-from .job_log import log_end, log_overrun, log_start
+from .job_log import is_talkative, log_end, log_overrun, log_start
 from .ledger import Ledger
 from .work_queue import WorkQueue
 
@@ -29,7 +29,7 @@ __all__ = ["Worker"]
 logger = logging.getLogger("workers")
 
 #: A worker whose jobs never wait for anything lets the event loop have its turn this often.
-_SLICE = 0.0005
+_SLICE = 0.001
 #: Seconds that a job gets to clean up after itself when its time is over, before it is asked again to end.
 ASK_AGAIN = 5.0
 
@@ -57,7 +57,15 @@ class Worker:
         """Work until the queue is closed, or until a job has made this task unfit for others."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
-        queue, slice_end, fresh = self._queue, 0.0, True
+        self._queue.active += 1
+        try:
+            await self._run(task)
+        finally:
+            self._queue.stands_still()
+
+    async def _run(self, task: asyncio.Task[None]) -> None:
+        queue, fresh = self._queue, True
+        now, slice_end = time.monotonic(), 0.0
         while True:
             # a cancellation that a job left behind, or that came while none ran here, is not the next one's
             if task.cancelling():
@@ -65,37 +73,53 @@ class Worker:
                 if anyio.current_effective_deadline() == -math.inf:
                     logger.error("a job left a cancelled scope behind: its worker is replaced")
                     return
-            job = queue.pop()
+                now = time.monotonic()
+            job = queue.pop(now)
             if job is None:
                 if queue.closed:
                     return
                 with contextlib.suppress(asyncio.CancelledError):
                     await queue.wait()
-                slice_end = time.monotonic() + _SLICE
+                now = time.monotonic()
+                slice_end = now + _SLICE
                 continue
-            if not await self._work(job, task, fresh):
+            attempt = self._begin(job, task, now, fresh)
+            if attempt is None:
+                continue
+            ended = self._executor.start(attempt)
+            if not isinstance(ended, tuple):
+                queue.stands_still()
+                try:
+                    ended = await ended
+                finally:
+                    queue.active += 1
+                slice_end = 0.0 if queue.active > 1 else time.monotonic() + _SLICE
+            now = self._end(attempt, ended)
+            if attempt.spoiled:
                 logger.warning(
                     "a job ended by a cancellation that nobody asked for: its worker is replaced"
                 )
                 return
             fresh = False
-            if time.monotonic() >= slice_end:
+            if now >= slice_end:
                 with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0)
-                slice_end = time.monotonic() + _SLICE
+                    await (queue.step_aside() if queue.active > 1 else asyncio.sleep(0))
+                now = time.monotonic()
+                slice_end = now + _SLICE
 
-    async def _work(self, job: ClaimedJob, task: asyncio.Task[None], fresh: bool) -> bool:
-        """Run one job; False: this task is not fit for another one."""
-        session = self._ledger.session_of(job.token)
-        started = time.monotonic()
+    def _begin(
+        self, job: ClaimedJob, task: asyncio.Task[None], now: float, fresh: bool
+    ) -> Attempt | None:
+        """The attempt to start; None for a job that nothing is known of."""
         job_type = self._registry.get(job.job_type)
         if job_type is None:  # claims are filtered by type: never touch what is not known
             self._completer.ended(job, Release())
-            return True
-        attempt = Attempt(job, job_type, task, started, fresh=fresh)
-        running = self._queue.running
-        running.add(attempt)
-        timer = None if attempt.deadline is None else _Timer(attempt, session)
+            return None
+        session = self._ledger.session_of(job.token)
+        attempt = Attempt(job, job_type, task, session, now, job_type.is_async, fresh)
+        self._queue.running.add(attempt)
+        if job_type.timeout is not None:
+            attempt.timer = _Timer(attempt)
         if telemetry.wanted(telemetry.JobStarted):
             telemetry.emit(
                 telemetry.JobStarted(
@@ -103,34 +127,42 @@ class Worker:
                 )
             )
         log_start(job, session)
-        outcome, transition = await self._executor.run(attempt, session)
-        running.discard(attempt)
-        if timer is not None:
-            timer.cancel()
+        return attempt
+
+    def _end(self, attempt: Attempt, ended: Ended) -> float:
+        """Report how it ended; the time after that, by the monotonic clock."""
+        job, queue = attempt.job, self._queue
+        queue.running.discard(attempt)
+        if attempt.timer is not None:
+            attempt.timer.cancel()
         if job.crashes > SHARED_CRASHES:
             self._gate.free()
-        duration = time.monotonic() - started
-        self._queue.demand.ran(duration)
+        now = time.monotonic()
+        duration = now - attempt.started
+        queue.demand.ran(duration)
+        outcome, transition = ended
         if outcome is None or transition is None:  # the job is somebody else's by now
-            self._completer.taken_away(job, session)
-            return not attempt.spoiled
+            self._completer.taken_away(job, attempt.session)
+            return time.monotonic()
         if attempt.written:
             self._completer.dropped(job)
         elif type(transition) is Delete:
             self._completer.completed(job)
         else:
             self._completer.ended(job, transition, in_doubt=attempt.in_doubt)
-        self._report(attempt, session, outcome, transition, duration)
-        return not attempt.spoiled
+        if ended is not DONE or telemetry.wanted(telemetry.JobFinished) or is_talkative():
+            self._report(attempt, outcome, transition, duration)
+            now = time.monotonic()  # whoever listens may have taken his time
+        return now
 
     def _report(
         self,
         attempt: Attempt,
-        session: int,
         outcome: Outcome,
         transition: Transition,
         duration: float,
     ) -> None:
+        session = attempt.session
         job = attempt.shown if attempt.type.secrets else attempt.job
         if telemetry.wanted(telemetry.JobFinished):
             telemetry.emit(
@@ -155,12 +187,11 @@ class Worker:
 class _Timer:
     """Stops an attempt at its deadline, and asks again, now and then, if it goes on."""
 
-    def __init__(self, attempt: Attempt, session: int) -> None:
+    def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._session = session
         self._warned = False
         self._loop = asyncio.get_running_loop()
-        delay = (attempt.deadline or 0.0) - time.monotonic()
+        delay = attempt.deadline - time.monotonic()
         self._handle = self._loop.call_later(max(0.0, delay), self._strike)
 
     def _strike(self) -> None:
@@ -169,7 +200,7 @@ class _Timer:
         attempt.stop(Failed(text, TimeoutError(text)))
         if not (attempt.cancellable or attempt.type.is_async or self._warned):
             self._warned = True
-            log_overrun(attempt.job, self._session, timeout)
+            log_overrun(attempt.job, attempt.session, timeout)
         self._handle = self._loop.call_later(ASK_AGAIN, self._strike)
 
     def cancel(self) -> None:

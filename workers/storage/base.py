@@ -26,6 +26,7 @@ from .messages import (
     ClaimRequest,
     DeadSession,
     Guard,
+    Held,
     Maintenance,
     MaintenanceRequest,
     QueueStats,
@@ -43,6 +44,7 @@ __all__ = [
     "Control",
     "DeadSession",
     "Guard",
+    "Held",
     "Listener",
     "Maintenance",
     "MaintenanceRequest",
@@ -96,7 +98,7 @@ class Storage(Protocol):
         """Take jobs. Must not be cancelled half-way: shield it."""
 
     async def complete(
-        self, session: int, guards: Sequence[Guard], closed: Collection[int]
+        self, session: int, guards: Sequence[Held], closed: Collection[int]
     ) -> Settled:
         """Delete finished jobs and forget the `closed` tokens. What has to wait is left as it is."""
 

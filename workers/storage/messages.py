@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -16,6 +17,7 @@ __all__ = [
     "Claimed",
     "DeadSession",
     "Guard",
+    "Held",
     "Maintenance",
     "MaintenanceRequest",
     "QueueStats",
@@ -67,6 +69,16 @@ class Claimed(msgspec.Struct, frozen=True):
     jobs: Sequence[ClaimedJob]
     complete: bool
     more: bool = False
+
+
+class Held(Protocol):
+    """What proves a claim on one job: a Guard, or the job as it was claimed."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def token(self) -> int: ...
 
 
 class Guard(msgspec.Struct, frozen=True, gc=False):

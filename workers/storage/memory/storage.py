@@ -19,6 +19,7 @@ from ..base import (
     ClaimRequest,
     Control,
     Guard,
+    Held,
     Listener,
     QueueStats,
     Settled,
@@ -88,7 +89,7 @@ class MemoryStorage:
     # ---------------------------------------------------------------------------------------------------------- outcomes
 
     async def complete(
-        self, session: int, guards: Sequence[Guard], closed: Collection[int]
+        self, session: int, guards: Sequence[Held], closed: Collection[int]
     ) -> Settled:
         """Delete finished jobs and forget the `closed` tokens."""
         with self._tables.lock:

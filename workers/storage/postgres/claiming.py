@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
+from operator import itemgetter
 
 from ...job import ClaimedJob
 from ..base import Claimed, ClaimRequest, Wake
@@ -52,6 +53,8 @@ class Claims:
                 hints.missed()
                 return Claimed(_in_order(taken), complete=False, more=True)
         complete = plan.kind is ScanKind.THOROUGH and len(found) < limit
+        if len(taken) == len(found):  # of one scan: they are in order
+            return Claimed([job for job, _ in taken], complete=complete)
         return Claimed(_in_order(taken), complete=complete)
 
     async def _scan(
@@ -76,9 +79,10 @@ class Claims:
         rows = await self._link.claim(sql, params)
         if rows and rows[0][0] is None:
             return None
-        jobs = [(ClaimedJob(*row[:-1]), row[-1]) for row in rows]
-        jobs.sort(key=_claim_order)  # UPDATE ... RETURNING has no order
-        return jobs
+        # UPDATE ... RETURNING has no order
+        rows = sorted(rows, key=_position)
+        rows.sort(key=_priority, reverse=True)
+        return [(ClaimedJob(*row[:-1]), row[-1]) for row in rows]
 
     def noticed(self, wake: Wake) -> None:
         """Pull the hint of the queue back to what became available."""
@@ -88,6 +92,9 @@ class Claims:
         elif wake.queue in self._hints:  # if not: the first scan of a queue is thorough anyway
             self._hints[wake.queue].noticed(wake.priority, wake.position)
 
+
+#: Columns of a claim's rows.
+_priority, _position = itemgetter(3), itemgetter(-1)
 
 #: The same few all day.
 _literal: Callable[[tuple[str, ...]], str] = lru_cache(maxsize=256)(text_array)

@@ -111,9 +111,8 @@ class ScanHints:
             self._next_thorough = now + self._pause(now, duration)
             self._duration = duration
             self._cut = not short
-        ends: dict[int, int] = {}
-        for job, position in jobs:
-            ends[job.priority] = max(position + 1, ends.get(job.priority, 0))
+        # positions rise within a priority: the last one counts
+        ends = {job.priority: position + 1 for job, position in jobs}
         for priority, end in ends.items():
             self._next[priority] = max(end, self._next.pop(priority, 0))
         if jobs and not short and plan.kind is not ScanKind.HINTED:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ...errors import StorageRejectedError
 from ...lifecycle import Archive, Bury, Delete, Release, Retry, Wait
-from ..base import Guard, Settled, Settlement
-from .literals import number_array, text_array
+from ..base import Held, Settled, Settlement
+from .literals import integer_array, number_array, text_array
 
 __all__ = ["KINDS", "columns", "grouped", "guard_columns", "settled"]
 
@@ -42,13 +42,13 @@ def _kind(settlement: Settlement) -> str:
     raise StorageRejectedError(f"no statement for {settlement.transition!r}")
 
 
-def guard_columns(guards: Iterable[Guard]) -> dict[str, str]:
+def guard_columns(guards: Iterable[Held]) -> dict[str, str]:
     """Ids and tokens, by rising id, so that statements that overlap meet in the same order; of an id that comes twice,
     the latest claim last."""
     ordered = sorted(guards, key=_by_id_and_token)
     return {
-        "ids": number_array([guard.id for guard in ordered]),
-        "tokens": number_array([guard.token for guard in ordered]),
+        "ids": integer_array([guard.id for guard in ordered]),
+        "tokens": integer_array([guard.token for guard in ordered]),
     }
 
 
