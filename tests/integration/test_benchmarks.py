@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import msgspec
+import psycopg
 import pytest
 
+from benchmarks import bare, latency
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.bench import Options, Scale
+from benchmarks.bench import Options, Scale, fill, fresh_schema
 from benchmarks.goals import GOALS
 from tests.helpers.server import TestServer
 
@@ -51,3 +53,18 @@ def test_each_job_ran_once_and_each_field_is_there(server: TestServer, name: str
         assert math.isfinite(found[field]), field
         assert found[field] > 0, field
     assert found["min"] <= found["per_second"] <= found["max"]
+
+
+@pytest.mark.parametrize("claim", [bare._CLAIM, latency._BARE_CLAIM])
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+def test_what_is_compared_with_walks_the_index(server: TestServer, claim: str, mode: str) -> None:
+    """A limit that reads and sorts the whole table at each claim would flatter the library."""
+    with fresh_schema(Options(server.dsn)) as dsn:
+        fill(dsn, 20_000)
+        with psycopg.connect(dsn) as conn:
+            conn.execute(f"SET plan_cache_mode = {mode}")
+            conn.execute("PREPARE claim (bigint) AS " + claim.replace("%(hint)s", "$1"))
+            plan = "\n".join(line for (line,) in conn.execute("EXPLAIN EXECUTE claim (10000)"))
+    assert "Index Scan using background_jobs_fetch" in plan
+    assert "Seq Scan" not in plan
+    assert "Sort" not in plan
