@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable
 from contextvars import ContextVar
 from typing import Any
@@ -48,6 +50,48 @@ class SetInBoth(BackgroundJob[World]):
     async def later(self) -> None:
         assert tenant.get() == "from the thread"
         tenant.set("left by both")
+
+
+class Large:
+    """Something that is worth its memory."""
+
+
+large: ContextVar[Large] = ContextVar("large")
+
+
+class Keep(BackgroundJob[World]):
+    """Leaves something in its context."""
+
+    timeout = 60.0
+
+    async def run(self, ctx: World) -> None:
+        large.set(kept := Large())
+        ctx.note(weakref.ref(kept))
+        await asyncio.sleep(0)
+        assert current_job().remaining
+
+
+class KeepInThread(BackgroundJob[World]):
+    def run(self, ctx: World) -> None:
+        large.set(kept := Large())
+        ctx.note(weakref.ref(kept))
+        assert current_job().attempt == 1
+
+
+@pytest.mark.parametrize("job_class", [Keep, KeepInThread])
+async def test_what_a_job_has_left_in_its_context_goes_with_it(
+    pool: AsyncPool, conn: psycopg.Connection, job_class: type[BackgroundJob[World]]
+) -> None:
+    """Without waiting for the garbage collector, which services that look at their latency freeze or turn off."""
+    world = World()
+    job_class.enqueue_batch(conn, [job_class() for _ in range(5)])
+    gc.disable()
+    try:
+        await drain(pool, job_class, context=world)
+        left = [reference() for reference in world.seen]
+    finally:
+        gc.enable()
+    assert left == [None] * 5
 
 
 async def test_a_context_variable_of_one_job_is_not_seen_by_the_next(

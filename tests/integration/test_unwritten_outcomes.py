@@ -13,7 +13,7 @@ from tests.conftest import AsyncPool
 from tests.helpers.running import PATIENCE, World, eventually, running
 from workers import BackgroundJob
 from workers.runtime import claimer, completer
-from workers.storage.base import Held, Settled
+from workers.storage.base import Guard, Settled
 from workers.storage.memory import MemoryStorage
 
 COUNT = "SELECT count(*) FROM background_jobs"
@@ -56,7 +56,7 @@ class Choked(MemoryStorage):
         self.unblocked = asyncio.Event()
 
     async def complete(
-        self, session: int, guards: Sequence[Held], closed: Collection[int]
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
     ) -> Settled:
         await self.unblocked.wait()
         return await super().complete(session, guards, closed)

@@ -41,6 +41,7 @@ class Store:
         self.gate.set()
 
     async def _write(self, session: int, ids: list[int], closed: Collection[int]) -> list[int]:
+        closed = [*closed]
         await self.gate.wait()
         if self.trouble:
             raise self.trouble.pop(0)
@@ -333,6 +334,21 @@ async def test_a_batch_is_split_until_the_bad_one_is_alone(bench: Bench) -> None
     assert buried.keys() == {37, 38}
     assert "bad data" in buried[37]
     assert not bench.ledger
+
+
+async def test_claims_that_end_while_others_are_forgotten_are_forgotten_next(bench: Bench) -> None:
+    """Each by itself, as with transactional jobs: a token that gets lost leaves its row behind."""
+    jobs = [bench.claim(number)[0] for number in (1, 2, 3, 4)]
+    bench.store.gate.clear()
+    async with bench.running():
+        bench.completer.dropped(jobs[0])
+        for _ in range(3):
+            await asyncio.sleep(0)
+        bench.completer.dropped(jobs[1])
+        bench.completer.dropped(jobs[2])
+        bench.store.gate.set()
+        bench.completer.dropped(jobs[3])
+    assert sorted(token for _, token in bench.store.forgotten) == [1, 2, 3, 4]
 
 
 async def test_what_its_own_transaction_removed_is_forgotten(bench: Bench) -> None:

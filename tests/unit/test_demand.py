@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from workers.config import QueueConfig
 from workers.job import ClaimedJob
-from workers.runtime.demand import HORIZON, MAX_PREFETCH, MIN_RUNS, Demand
+from workers.runtime.demand import HORIZON, MIN_RUNS, MOST_PREFETCH, Demand
 from workers.runtime.work_queue import WorkQueue
 
 
@@ -23,7 +23,7 @@ def after(durations: list[float], workers: int = 10) -> Demand:
 
 def test_none_before_enough_runs_are_known() -> None:
     assert after([0.0] * (MIN_RUNS - 1)).prefetch == 0
-    assert after([0.0] * MIN_RUNS).prefetch == MAX_PREFETCH
+    assert after([0.0] * MIN_RUNS).prefetch == MOST_PREFETCH
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_overslept_starts_anew() -> None:
 @given(st.lists(st.floats(0, 1e6), max_size=300), st.integers(1, 10_000))
 def test_it_stays_within_bounds(durations: list[float], workers: int) -> None:
     prefetch = after(durations, workers).prefetch
-    assert 0 <= prefetch <= MAX_PREFETCH
+    assert 0 <= prefetch <= MOST_PREFETCH
     assert prefetch <= workers * HORIZON / 1e-6
 
 
@@ -118,7 +118,7 @@ async def test_room_is_made_by_workers_that_wait() -> None:
     assert queue.attention.is_set()
     assert (queue.room(), queue.idle) == (3, 3)
     queue.put([job(1)])
-    assert queue.idle == 1, "two wait, and a job is still on its way to the third"
+    assert queue.idle == 0, "two wait, but it is not known yet whether they are needed"
     assert queue.room() == 0, "not while a job is on its way"
     queue.attention.clear()
     assert queue.pop(0.0) == job(1)
@@ -136,7 +136,7 @@ async def test_room_is_made_by_workers_that_wait() -> None:
         queue.pop(0.0)
     assert (queue.attention.is_set(), queue.room()) == (False, 0)
     queue.pop(0.0)
-    assert (queue.attention.is_set(), queue.room()) == (True, 6), "one still waits"
+    assert (queue.attention.is_set(), queue.room()) == (True, 5)
     queue.close()
     async with asyncio.timeout(5):
         await asyncio.gather(*waiting)
@@ -156,6 +156,44 @@ async def test_a_cancelled_wait_takes_no_job_with_it() -> None:
     async with asyncio.timeout(5):
         await second
     assert queue.pop(0.0) == job(1)
+
+
+async def test_as_many_are_woken_as_there_are_jobs_that_wait() -> None:
+    queue = WorkQueue("default", QueueConfig(num_workers=50))
+    queue.active = 50
+
+    async def worker() -> None:
+        await queue.wait()
+        if queue.pop(0.0) is not None:
+            queue.stands_still()
+
+    workers = [asyncio.ensure_future(worker()) for _ in range(50)]
+    await asyncio.sleep(0)
+    queue.put([job(number) for number in range(10)])
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert (sum(worker.done() for worker in workers), queue.active) == (10, 0)
+    queue.close()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*workers)
+
+
+async def test_no_worker_is_free_while_others_are_enough_for_the_jobs() -> None:
+    """Else jobs that killed their process would be claimed in advance, and far more ordinary ones than can be started."""
+    queue = WorkQueue("default", QueueConfig(num_workers=3))
+    queue.active = 3
+    waiting = [asyncio.ensure_future(queue.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    queue.put([job(1), job(2)])
+    await asyncio.sleep(0)
+    queue.pop(0.0)
+    queue.demand.prefetch = 10
+    assert (queue.idle, queue.room()) == (0, 9)
+    queue.pop(0.0)
+    assert (queue.idle, queue.room()) == (2, 12)
+    queue.close()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*waiting)
 
 
 async def test_one_worker_is_enough_for_jobs_that_never_wait() -> None:

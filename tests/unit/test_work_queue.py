@@ -23,6 +23,7 @@ async def test_a_lease_that_may_be_over_is_asked_about_first() -> None:
     assert queue.pop(time.monotonic()) is not None
     queue.renewed(time.monotonic())
     assert queue.pop(time.monotonic()) is None
+    queue.active = 1
     worker = asyncio.create_task(queue.wait())
     await asyncio.sleep(0)
     assert not worker.done()
@@ -35,6 +36,7 @@ async def test_a_closed_queue_keeps_no_worker_waiting_for_a_lease() -> None:
     queue = WorkQueue("default", QueueConfig())
     queue.put(jobs(1))
     queue.renewed(time.monotonic())
+    queue.active = 1
     worker = asyncio.create_task(queue.wait())
     await asyncio.sleep(0)
     queue.close()

@@ -20,7 +20,7 @@ from .. import failpoints, telemetry
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Bury, Transition, Wait
-from ..storage.base import Guard, Held, Settled, Settlement, Storage
+from ..storage.base import Guard, Settled, Settlement, Storage
 from .driving import Deferred
 from .failure import storable
 from .ledger import Ledger
@@ -46,7 +46,7 @@ class Completer:
     def __init__(self, storage: Storage, ledger: Ledger) -> None:
         self._storage = storage
         self._ledger = ledger
-        self._done: Stream[Held] = Stream(self._write_done, self._refused_done)
+        self._done: Stream[Guard] = Stream(self._write_done, self._refused_done)
         self._rest: Stream[Settlement] = Stream(self._write_rest, self._refused)
         self._back: Stream[Settlement] = Stream(self._write_back, self._refused)
         self._streams = (self._done, self._rest, self._back)
@@ -82,7 +82,7 @@ class Completer:
 
     def completed(self, job: ClaimedJob) -> None:
         """The job is finished and its row can go."""
-        self._done.add(job)
+        self._done.add(Guard(job.id, job.token))
 
     def ended(self, job: ClaimedJob, transition: Transition, *, in_doubt: bool = False) -> None:
         """Any other end. `in_doubt`: unless its own transaction was committed after all."""
@@ -127,9 +127,10 @@ class Completer:
             for stream in self._streams:
                 group.start_soon(Deferred, stream.run)
 
-    async def _write_done(self, guards: list[Held], uncertain: bool) -> None:
+    async def _write_done(self, guards: list[Guard], uncertain: bool) -> None:
         blocked: set[int] = set()
-        forgotten = self._ledger.by_session(self._forgotten, int)
+        # a copy: more may come while it is written
+        forgotten = self._ledger.by_session([*self._forgotten], int)
         groups = self._ledger.by_session(guards, _token)
         for session in forgotten.keys() - groups.keys():
             await self._complete(session, [], forgotten[session], uncertain)
@@ -141,7 +142,7 @@ class Completer:
             self._tell_blocked({guard.id for guard in guards}, blocked, _LOCKED)
 
     async def _complete(
-        self, session: int, guards: Sequence[Held], closing: Sequence[int], uncertain: bool
+        self, session: int, guards: Sequence[Guard], closing: Sequence[int], uncertain: bool
     ) -> set[int]:
         failpoints.hit("complete")
         done = await self._storage.complete(session, guards, closing)
@@ -185,8 +186,8 @@ class Completer:
             blocked |= self._settled(session, guards, closing, settled, uncertain)
         return blocked
 
-    async def _refused_done(self, job: Held, error: StorageError) -> Held | None:
-        return None if await self._give_up(Guard(job.id, job.token), error) else job
+    async def _refused_done(self, guard: Guard, error: StorageError) -> Guard | None:
+        return None if await self._give_up(guard, error) else guard
 
     async def _refused(self, item: Settlement, error: StorageError) -> Settlement | None:
         # a database that is not UTF8 can't hold every text
@@ -227,7 +228,7 @@ class Completer:
     def _settled(
         self,
         session: int,
-        guards: Sequence[Held],
+        guards: Sequence[Guard],
         closing: Sequence[int],
         settled: Settled,
         uncertain: bool,
@@ -257,7 +258,7 @@ class Completer:
         logger.warning(text, job_id, extra={"job_id": job_id, "session": session})
         telemetry.emit(telemetry.JobFenced(session=session, job_id=job_id))
 
-    def _no_longer_in_doubt(self, guards: Sequence[Held]) -> set[int]:
+    def _no_longer_in_doubt(self, guards: Sequence[Guard]) -> set[int]:
         """Those of them that may have been done in their own transactions: now it is known."""
         doubted = self._in_doubt & {guard.id for guard in guards}
         self._in_doubt -= doubted

@@ -7,11 +7,12 @@ workers start within HORIZON.
 
 from __future__ import annotations
 
-__all__ = ["HORIZON", "MAX_PREFETCH", "MIN_RUNS", "Demand"]
+__all__ = ["HORIZON", "MIN_RUNS", "MOST_PREFETCH", "Demand"]
 
 HORIZON = 0.05
-#: Two claims: one is on its way while the other is worked through. (1,000 instead of 500: a drain takes a seventh less.)
-MAX_PREFETCH = 1000
+#: One claim; and two for jobs so short that one worker alone, as it is with those that never wait, gets through them in
+#: QUICKLY seconds: then a claim is on its way while another is worked through, and a drain takes a seventh less.
+MAX_PREFETCH, MOST_PREFETCH, QUICKLY = 500, 1000, 0.25
 #: Nothing is claimed in advance before this many runs are known.
 MIN_RUNS = 20
 _WINDOW = 128
@@ -47,4 +48,5 @@ class Demand:
     def _decide(self) -> None:
         ordered = sorted(self._durations)
         p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-        self.prefetch = min(MAX_PREFETCH, int(self._num_workers * HORIZON / max(p95, 1e-6)))
+        most = MOST_PREFETCH if p95 * MOST_PREFETCH <= QUICKLY else MAX_PREFETCH
+        self.prefetch = min(most, int(self._num_workers * HORIZON / max(p95, 1e-6)))

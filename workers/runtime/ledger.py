@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import TypeVar
 
 from ..job import ClaimedJob
-from ..storage.base import Guard, Held
+from ..storage.base import Guard
 
 __all__ = ["Ledger"]
 
@@ -99,7 +99,7 @@ class Ledger:
             groups.setdefault(self.session_of(token(item)), []).append(item)
         return {**groups}
 
-    def closing(self, guards: Iterable[Held]) -> list[int]:
+    def closing(self, guards: Iterable[Guard]) -> list[int]:
         """The tokens of this session of which no job is left once `guards` are written."""
         counts = Counter(map(_token, guards))
         emptied = [
@@ -107,7 +107,7 @@ class Ledger:
         ]
         return self._of_this_session(emptied)
 
-    def settled(self, guards: Iterable[Held]) -> list[int]:
+    def settled(self, guards: Iterable[Guard]) -> list[int]:
         """`guards` were written, or turned out to be somebody else's.
 
         Returns the tokens of this session of which nothing is left.

@@ -40,8 +40,8 @@ class WorkQueue:
 
     @property
     def idle(self) -> int:
-        """Workers that wait for a job, less those that one is here for already."""
-        return max(0, len(self._waiting) - len(self._jobs))
+        """Workers that wait for a job. None while there are jobs: then it is those that others are enough for."""
+        return 0 if self._jobs else len(self._waiting)
 
     def room(self, *, prefetch: bool = True) -> int:
         """How many jobs to claim now. Claims are made when half of what is held in advance is used up, not one by one."""
@@ -50,7 +50,7 @@ class WorkQueue:
         held = len(self._jobs)
         if held > self._refill_at:
             return 0
-        return max(0, len(self._waiting) + ahead - held)
+        return max(0, self.idle + ahead - held)
 
     def put(self, jobs: Sequence[ClaimedJob]) -> None:
         """Hand jobs to the workers.
@@ -86,7 +86,8 @@ class WorkQueue:
         A process that stood still may find that they have long been given to others: it starts none before it has asked.
         """
         self._good_until = until
-        self._wake(len(self._jobs))
+        if self._jobs and not self.active:
+            self._wake(1)
 
     def pop(self, now: float) -> ClaimedJob | None:
         """The next job, if there is one that may be started `now`."""
@@ -113,8 +114,8 @@ class WorkQueue:
         try:
             await waiter
         finally:
-            self.active += 1
-            if waiter.cancelled():
+            if waiter.cancelled() or not waiter.done():  # nobody has woken it
+                self.active += 1
                 with contextlib.suppress(ValueError):
                     self._waiting.remove(waiter)
 
@@ -129,4 +130,5 @@ class WorkQueue:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                self.active += 1
                 count -= 1

@@ -12,7 +12,7 @@ import anyio
 
 from .. import telemetry
 from ..job import ClaimedJob
-from ..lifecycle import Bury, Delete, Failed, Outcome, Release, Transition
+from ..lifecycle import Bury, Delete, Failed, Release
 from ..registry import Registry
 from .attempt import Attempt
 from .claimer import SHARED_CRASHES
@@ -60,8 +60,10 @@ class Worker:
         self._queue.active += 1
         try:
             await self._run(task)
-        finally:
-            self._queue.stands_still()
+        except GeneratorExit:  # its loop is gone: there is nobody to wake
+            self._queue.active -= 1
+            raise
+        self._queue.stands_still()
 
     async def _run(self, task: asyncio.Task[None]) -> None:
         queue, fresh = self._queue, True
@@ -140,29 +142,32 @@ class Worker:
         now = time.monotonic()
         duration = now - attempt.started
         queue.demand.ran(duration)
-        outcome, transition = ended
-        if outcome is None or transition is None:  # the job is somebody else's by now
+        if ended is DONE:
+            self._completer.completed(job)
+        else:
+            self._write(attempt, ended)
+        if ended is not DONE or telemetry.wanted(telemetry.JobFinished) or is_talkative():
+            self._report(attempt, ended, duration)
+            now = time.monotonic()  # whoever listens may have taken his time
+        # they refer to it in turn, and what the job has left in its context is not to wait for the garbage collector
+        attempt.scope = attempt.timer = None
+        return now
+
+    def _write(self, attempt: Attempt, ended: Ended) -> None:
+        job, (_, transition) = attempt.job, ended
+        if transition is None:  # the job is somebody else's by now
             self._completer.taken_away(job, attempt.session)
-            return time.monotonic()
-        if attempt.written:
+        elif attempt.written:
             self._completer.dropped(job)
         elif type(transition) is Delete:
             self._completer.completed(job)
         else:
             self._completer.ended(job, transition, in_doubt=attempt.in_doubt)
-        if ended is not DONE or telemetry.wanted(telemetry.JobFinished) or is_talkative():
-            self._report(attempt, outcome, transition, duration)
-            now = time.monotonic()  # whoever listens may have taken his time
-        return now
 
-    def _report(
-        self,
-        attempt: Attempt,
-        outcome: Outcome,
-        transition: Transition,
-        duration: float,
-    ) -> None:
-        session = attempt.session
+    def _report(self, attempt: Attempt, ended: Ended, duration: float) -> None:
+        session, (outcome, transition) = attempt.session, ended
+        if outcome is None or transition is None:
+            return
         job = attempt.shown if attempt.type.secrets else attempt.job
         if telemetry.wanted(telemetry.JobFinished):
             telemetry.emit(

@@ -26,7 +26,6 @@ from .messages import (
     ClaimRequest,
     DeadSession,
     Guard,
-    Held,
     Maintenance,
     MaintenanceRequest,
     QueueStats,
@@ -44,7 +43,6 @@ __all__ = [
     "Control",
     "DeadSession",
     "Guard",
-    "Held",
     "Listener",
     "Maintenance",
     "MaintenanceRequest",
@@ -98,7 +96,7 @@ class Storage(Protocol):
         """Take jobs. Must not be cancelled half-way: shield it."""
 
     async def complete(
-        self, session: int, guards: Sequence[Held], closed: Collection[int]
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
     ) -> Settled:
         """Delete finished jobs and forget the `closed` tokens. What has to wait is left as it is."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -17,7 +16,6 @@ __all__ = [
     "Claimed",
     "DeadSession",
     "Guard",
-    "Held",
     "Maintenance",
     "MaintenanceRequest",
     "QueueStats",
@@ -69,16 +67,6 @@ class Claimed(msgspec.Struct, frozen=True):
     jobs: Sequence[ClaimedJob]
     complete: bool
     more: bool = False
-
-
-class Held(Protocol):
-    """What proves a claim on one job: a Guard, or the job as it was claimed."""
-
-    @property
-    def id(self) -> int: ...
-
-    @property
-    def token(self) -> int: ...
 
 
 class Guard(msgspec.Struct, frozen=True, gc=False):

@@ -19,7 +19,6 @@ from ..base import (
     ClaimRequest,
     Control,
     Guard,
-    Held,
     Listener,
     QueueStats,
     Settled,
@@ -89,7 +88,7 @@ class MemoryStorage:
     # ---------------------------------------------------------------------------------------------------------- outcomes
 
     async def complete(
-        self, session: int, guards: Sequence[Held], closed: Collection[int]
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
     ) -> Settled:
         """Delete finished jobs and forget the `closed` tokens."""
         with self._tables.lock:

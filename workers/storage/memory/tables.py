@@ -13,7 +13,7 @@ from itertools import count
 
 from ...errors import StorageRejectedError
 from ...job import MAX_PRIORITY, MIN_PRIORITY, ClaimedJob, JobState, NewJob
-from ..base import Guard, Held, Settled, Wake
+from ..base import Guard, Settled, Wake
 
 __all__ = ["MAX_COUNT", "MAX_CRASHES", "Ended", "Row", "Session", "Tables", "check"]
 
@@ -160,7 +160,7 @@ class Tables:
         del self.rows[row.id]
         self.ended[row.id] = Ended(row, state, reason, self.clock())
 
-    def owned(self, session: int, guard: Held) -> Row | None:
+    def owned(self, session: int, guard: Guard) -> Row | None:
         """The row that `guard` proves a claim on."""
         row = self.rows.get(guard.id)
         return (

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ...errors import StorageUnavailableError
-from ..base import Held, Settled, Settlement
+from ..base import Guard, Settled, Settlement
 from .checkout import Checkout, is_locked
 from .literals import number_array
 from .settling import KINDS, columns, grouped, guard_columns, settled
@@ -30,7 +30,7 @@ class Outcomes:
         self._checkout = checkout
 
     async def complete(
-        self, session: int, guards: Sequence[Held], closed: Collection[int]
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
     ) -> Settled:
         """Delete finished jobs and forget the `closed` tokens."""
         params = guard_columns(guards) | {"session": session, "closed": number_array(closed)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import StorageRejectedError
 from ...lifecycle import Archive, Bury, Delete, Release, Retry, Wait
-from ..base import Held, Settled, Settlement
+from ..base import Guard, Settled, Settlement
 from .literals import integer_array, number_array, text_array
 
 __all__ = ["KINDS", "columns", "grouped", "guard_columns", "settled"]
@@ -42,7 +42,7 @@ def _kind(settlement: Settlement) -> str:
     raise StorageRejectedError(f"no statement for {settlement.transition!r}")
 
 
-def guard_columns(guards: Iterable[Held]) -> dict[str, str]:
+def guard_columns(guards: Iterable[Guard]) -> dict[str, str]:
     """Ids and tokens, by rising id, so that statements that overlap meet in the same order; of an id that comes twice,
     the latest claim last."""
     ordered = sorted(guards, key=_by_id_and_token)

@@ -20,7 +20,6 @@ from ..base import (
     ClaimRequest,
     Control,
     Guard,
-    Held,
     Listener,
     QueueStats,
     Settled,
@@ -171,7 +170,7 @@ class PostgresStorage:
     # ---------------------------------------------------------------------------------------------------------- outcomes
 
     async def complete(
-        self, session: int, guards: Sequence[Held], closed: Collection[int]
+        self, session: int, guards: Sequence[Guard], closed: Collection[int]
     ) -> Settled:
         """Delete finished jobs and forget the `closed` tokens."""
         return await self._outcomes.complete(session, guards, closed)
