@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,7 @@ from tests.storage.engines import PostgresEngine, ids, mail, mails
 from workers.errors import MigrationError, StorageRejectedError, StorageUnavailableError
 from workers.job import JobState
 from workers.lifecycle import Archive, Bury, Release, Retry
+from workers.storage.postgres.lender import Lender
 from workers.storage.postgres.storage import PostgresStorage
 
 #: Settings of a session that would do harm to statements that know nothing of them.
@@ -352,3 +354,25 @@ async def test_missing_rights_are_told_with_the_role_to_grant(
                 await storage.stats()
         finally:
             await storage.close()
+
+
+async def test_a_connection_that_is_lost_while_another_is_waited_for(database_url: str) -> None:
+    """The tasks of a pool end with its loop, before the last outcomes are written: it makes none any more."""
+    pool = AsyncConnectionPool(database_url, min_size=1, max_size=2, open=False)
+    await pool.open(wait=True)
+    lender = Lender(pool, lambda: psycopg.AsyncConnection.connect(database_url))
+    conn = await lender.borrow()
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith(f"{pool.name}-worker"):
+            task.cancel()
+    waiting = asyncio.create_task(lender.borrow())
+    async with asyncio.timeout(10):
+        while not pool.get_stats().get("requests_waiting"):
+            await asyncio.sleep(0)
+        await conn.close()
+        await lender.give_back(conn)
+        other = await waiting
+        await other.execute("SELECT")
+    await lender.give_back(other)
+    await lender.close()
+    await pool.close(timeout=0)

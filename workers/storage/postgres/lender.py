@@ -68,8 +68,8 @@ class Lender:
             except PoolTimeout:
                 if self._pool.closed:
                     raise
-                # busy with others, or looking for the server? They may have found it gone
-                self._unwell = self._failures() > self._overcome
+                # busy with others, or looking for the server? They may have found it gone, or one of them lost
+                self._unwell = self._unwell or self._failures() > self._overcome
 
     def _is_ready(self) -> bool:
         return bool(self._pool.get_stats().get("pool_available"))
