@@ -367,7 +367,7 @@ async def test_a_connection_that_is_lost_while_another_is_waited_for(database_ur
             task.cancel()
     waiting = asyncio.create_task(lender.borrow())
     async with asyncio.timeout(10):
-        while not pool.get_stats().get("requests_waiting"):
+        while not pool.get_stats().get("requests_waiting"):  # noqa: ASYNC110 - statistics can't be awaited
             await asyncio.sleep(0)
         await conn.close()
         await lender.give_back(conn)
