@@ -20,6 +20,7 @@ from tests.storage.engines import PostgresEngine, ids, mail, mails
 from workers.errors import MigrationError, StorageRejectedError, StorageUnavailableError
 from workers.job import JobState
 from workers.lifecycle import Archive, Bury, Release, Retry
+from workers.storage.postgres import lender as lender_module
 from workers.storage.postgres.lender import Lender
 from workers.storage.postgres.storage import PostgresStorage
 
@@ -376,3 +377,37 @@ async def test_a_connection_that_is_lost_while_another_is_waited_for(database_ur
     await lender.give_back(other)
     await lender.close()
     await pool.close(timeout=0)
+
+
+async def test_a_pool_that_has_lost_one_and_is_busy_with_others_is_asked_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has goes from hand to hand: it never has any ready, and is well."""
+    monkeypatch.setattr(lender_module, "_ASK_EVERY", 0.5)
+    made: list[psycopg.AsyncConnection[Any]] = []
+
+    async def connect() -> psycopg.AsyncConnection[Any]:
+        made.append(await psycopg.AsyncConnection.connect(database_url))
+        return made[-1]
+
+    async def keep_busy() -> None:
+        while True:
+            async with pool.connection() as conn:
+                await conn.execute("SELECT pg_sleep(0.01)")
+
+    async with AsyncConnectionPool(database_url, min_size=1, max_size=1, open=False) as pool:
+        lender = Lender(pool, connect)
+        lost = await lender.borrow()
+        async with anyio.create_task_group() as others:
+            for _ in range(2):
+                others.start_soon(keep_busy)
+            await lost.close()
+            await lender.give_back(lost)
+            async with asyncio.timeout(20):
+                while (conn := await lender.borrow()) in made:
+                    await lender.give_back(conn)
+                    await asyncio.sleep(0)
+            await lender.give_back(conn)
+            others.cancel_scope.cancel()
+        assert made, "it was not waited for at first"
+        assert all(conn.closed for conn in made), "closed, now that it is well"

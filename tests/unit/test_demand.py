@@ -43,6 +43,16 @@ def test_as_many_as_the_workers_start_soon(seconds: float, workers: int, expecte
     assert after([seconds] * MIN_RUNS, workers).prefetch == expected
 
 
+def test_two_claims_are_held_only_while_they_are_started_in_time() -> None:
+    """The queue may not have the loop for itself."""
+    demand = after([0.00001] * MIN_RUNS)
+    demand.overslept()
+    assert demand.prefetch == 0
+    for _ in range(MIN_RUNS):
+        demand.ran(0.00001)
+    assert demand.prefetch == 500
+
+
 def test_the_p95_decides() -> None:
     """One long run among twenty is seen; one among a hundred is not."""
     assert after([0.001] * 19 + [1.0]).prefetch == 0

@@ -23,6 +23,7 @@ class Demand:
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
+        self._most = MOST_PREFETCH
         self._durations: list[float] = []
         self._runs = 0
         self.prefetch = 0
@@ -44,9 +45,10 @@ class Demand:
         self._durations.clear()
         self._runs = 0
         self.prefetch = 0
+        self._most = MAX_PREFETCH  # others want the loop, too
 
     def _decide(self) -> None:
         ordered = sorted(self._durations)
         p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-        most = MOST_PREFETCH if p95 * MOST_PREFETCH <= QUICKLY else MAX_PREFETCH
+        most = self._most if p95 * self._most <= QUICKLY else MAX_PREFETCH
         self.prefetch = min(most, int(self._num_workers * HORIZON / max(p95, 1e-6)))

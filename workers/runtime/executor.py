@@ -67,10 +67,10 @@ class Executor:
 
         Most jobs that return at once need no more than this.
         """
-        if attempt.type.transactional or not attempt.type.is_async:
-            return self._run_elsewhere(attempt)
         try:
             payload = self._prepare(attempt)
+            if attempt.type.transactional or not attempt.type.is_async:
+                return self._run_elsewhere(attempt, payload)
             scope = attempt.scope = self._base.copy()
             step = scope.run(begin, attempt, payload, self._context)
         except BaseException as error:
@@ -86,10 +86,9 @@ class Executor:
             return self._broken(attempt, error)
         return self._returned(attempt)
 
-    async def _run_elsewhere(self, attempt: Attempt) -> Ended:
+    async def _run_elsewhere(self, attempt: Attempt, payload: Any) -> Ended:
         """In a thread, or in a transaction. The end of a transactional job is written when its `attempt.written` is set."""
         try:
-            payload = self._prepare(attempt)
             if attempt.type.transactional:
                 transition = await self._run_transactional(attempt, payload)
                 attempt.written = True

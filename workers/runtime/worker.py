@@ -83,7 +83,7 @@ class Worker:
                 with contextlib.suppress(asyncio.CancelledError):
                     await queue.wait()
                 now = time.monotonic()
-                slice_end = now + _SLICE
+                slice_end = 0.0 if queue.active > 1 else now + _SLICE
                 continue
             attempt = self._begin(job, task, now, fresh)
             if attempt is None:

@@ -7,6 +7,7 @@ that has lost one and has none ready is not waited for.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,6 +26,8 @@ _Connection = psycopg.AsyncConnection[Any]
 
 #: Seconds to wait for the pool before it is asked how it is. Callers bound the whole wait.
 _PATIENCE = 1.0
+#: Seconds after which one that is unwell is asked again.
+_ASK_EVERY = 10.0
 
 
 class Lender:
@@ -41,6 +44,8 @@ class Lender:
         self._connect = connect
         self._make_room = make_room
         self._unwell = False
+        #: When the pool is asked again, although it has none ready: all it has may go from hand to hand.
+        self._ask_at = 0.0
         #: Failures to connect that the pool got over.
         self._overcome = 0
         self._own: set[_Connection] = set()
@@ -54,7 +59,7 @@ class Lender:
     async def borrow(self) -> _Connection:
         """A connection, to be given back."""
         while True:
-            if self._unwell and not self._is_ready():
+            if self._unwell and not self._is_ready() and time.monotonic() < self._ask_at:
                 try:
                     conn = self._spare.pop() if self._spare else await self._made()
                 except psycopg.OperationalError:
@@ -69,6 +74,7 @@ class Lender:
                 if self._pool.closed:
                     raise
                 # busy with others, or looking for the server? They may have found it gone, or one of them lost
+                self._ask_at = time.monotonic() + _ASK_EVERY
                 self._unwell = self._unwell or self._failures() > self._overcome
 
     def _is_ready(self) -> bool:
@@ -88,14 +94,16 @@ class Lender:
                 self._spare.append(conn)
             return
         if lost:
-            self._unwell = True
+            self._unwell, self._ask_at = True, time.monotonic() + _ASK_EVERY
         elif self._unwell:
             self._unwell, self._overcome = False, self._failures()
             await self.close()
         await self._pool.putconn(conn)
 
     def _failures(self) -> int:
-        return self._pool.get_stats().get("connections_errors", 0)
+        failures = self._pool.get_stats().get("connections_errors", 0)
+        self._overcome = min(self._overcome, failures)  # whoever exports them may set them back
+        return failures
 
     async def close(self) -> None:
         """Close spare connections."""
