@@ -19,6 +19,8 @@ Task = Literal["drain", "bare", "stay", "idle"]
 #: What a runner does at first (the first scans, the listener) is not its idling.
 _SETTLE = 0.4
 _PATIENCE = 300.0
+#: What a processor does but wait; some systems do not tell them apart.
+_BUSY = ("user", "nice", "system", "irq", "softirq")
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,21 +36,36 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """When it began and ended, by the machine's monotonic clock; how often each job ran; processor time over time."""
+    """When it began and ended, by the machine's monotonic clock; how often each job ran; processor time over time.
+
+    Of a drain with the library also the seconds of processor time that it took, and that the whole machine was busy.
+    """
 
     started: float
     ended: float
     runs: bytes = b""
     cpu_share: float = 0.0
+    own_seconds: float = 0.0
+    machine_seconds: float = 0.0
 
 
 async def _drain(order: Order) -> None:
+    import psutil
+
     from .counter import Counter
-    from .drain import library_drain
+    from .drain import watched_drain
+
+    def look() -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        busy = sum(getattr(times, name, 0.0) for name in _BUSY)
+        return time.perf_counter(), time.process_time(), busy
 
     counter = Counter(order.n)
-    start, end = await library_drain(order.dsn, counter)
-    _tell(Report(started=start, ended=end, runs=bytes(counter.runs)))
+    began, done = await watched_drain(order.dsn, counter, look)
+    (start, _, _), (end, _, _) = began, done
+    own, machine = done[1] - began[1], done[2] - began[2]
+    runs = bytes(counter.runs)
+    _tell(Report(started=start, ended=end, runs=runs, own_seconds=own, machine_seconds=machine))
 
 
 async def _bare(order: Order) -> None:

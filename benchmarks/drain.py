@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,8 +19,9 @@ from .counter import Counter
 from .jobs import Noop
 from .report import Result, Sample, summarize
 
-__all__ = ["Tuning", "drain", "drain_best", "drained", "library_drain"]
+__all__ = ["Tuning", "drain", "drain_best", "drained", "library_drain", "watched_drain"]
 
+T = TypeVar("T")
 #: Takes a DSN and a counter; returns when it began and when it ended.
 Side = Callable[[str, Counter], Coroutine[Any, Any, tuple[float, float]]]
 
@@ -78,10 +79,17 @@ async def library_drain(
     dsn: str, counter: Counter, tuning: Tuning = DEFAULT
 ) -> tuple[float, float]:
     """Drain with a Runner. Returns when it was ready and when it had ended."""
+    return await watched_drain(dsn, counter, time.perf_counter, tuning)
+
+
+async def watched_drain(
+    dsn: str, counter: Counter, look: Callable[[], T], tuning: Tuning = DEFAULT
+) -> tuple[T, T]:
+    """Drain with a Runner. Returns what `look` saw when it was ready and when it had ended."""
     runner = Runner(dsn, counter, max_batch=tuning.max_batch).register_job_type(Noop)
     runner.configure_default_queue(num_workers=tuning.num_workers).shutdown_when_queue_empty()
     handle = runner.start()
     await handle.ready()
-    start = time.perf_counter()
+    start = look()
     await handle.wait_for_shutdown()
-    return start, time.perf_counter()
+    return start, look()

@@ -97,6 +97,21 @@ async def test_a_cancelled_scope_waits_for_the_end_of_the_runner_too(
     assert conn.execute(SESSIONS).fetchone() == (0,)
 
 
+@pytest.mark.parametrize("name", ["claimer-default", "listening"])
+async def test_a_runner_of_which_a_task_is_cancelled_does_not_end_without_a_word(
+    pool: AsyncPool, name: str
+) -> None:
+    """As by somebody who cancels single tasks out of `all_tasks`."""
+    handle = make_runner(pool, Brief, context=World()).start()
+    await handle.ready()
+    await asyncio.sleep(0)
+    (task,) = (task for task in asyncio.all_tasks() if task.get_name() == name)
+    task.cancel()
+    with pytest.raises(RunnerError, match="one of the runner's own tasks"):
+        async with asyncio.timeout(PATIENCE):
+            await handle.wait_for_shutdown()
+
+
 async def test_a_runner_whose_task_is_cancelled_does_not_end_without_a_word(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -45,6 +46,46 @@ class Wait(BackgroundJob[World]):
 class WaitDeduplicated(Wait):
     job_name = "wait_deduplicated"
     deduplicated = True
+
+
+class InThread(BackgroundJob[World]):
+    def run(self, ctx: World) -> None:
+        ctx.note("in a thread")
+
+
+class InThreadAndTransaction(InThread):
+    job_name = "in_thread_and_transaction"
+    transactional = True
+
+
+@pytest.mark.parametrize("job_class", [InThread, InThreadAndTransaction])
+async def test_a_job_that_gets_no_thread_has_not_begun(
+    pool: AsyncPool,
+    conn: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    job_class: type[InThread],
+) -> None:
+    """The system has no more: no attempt is counted, the job waits a little, and the runner forgets that it had a thread."""
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name.startswith("AnyIO"):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    job_class().enqueue(conn)
+    world = World()
+    async with running(pool, job_class, context=world) as handle:
+        waiting = "SELECT retries, run_at > now() FROM background_jobs"
+        await eventually(conn, waiting, [(0, True)])
+        assert not handle._supervisor._reports.jobs_in_threads()
+    assert "could not begin, and is tried again: can't start new thread" in caplog.text
+    monkeypatch.undo()
+    conn.execute("UPDATE background_jobs SET run_at = now()")
+    await drain(pool, job_class, context=world)
+    assert world.seen == ["in a thread"]
 
 
 async def test_a_finished_job_is_gone(pool: AsyncPool, conn: psycopg.Connection) -> None:

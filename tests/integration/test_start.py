@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 import psycopg
@@ -16,6 +17,7 @@ from workers import BackgroundJob, MigrationError, RunnerError, StorageError
 from workers.runtime.claimer import Claimer
 from workers.runtime.completer import Completer
 from workers.runtime.executor import Executor
+from workers.runtime.session import SessionKeeper
 from workers.storage.postgres.session import PostgresControl
 
 ROWS = "SELECT retries, session_id IS NULL FROM background_jobs"
@@ -76,6 +78,34 @@ async def test_the_session_can_not_be_opened(
     with pytest.raises(StorageError, match="no connection is left"):
         await handle.wait_for_shutdown()
     assert "runner stopped" not in caplog.text, "it has never run"
+
+
+async def test_a_session_that_is_reaped_while_the_loop_stands_still_at_the_start(
+    pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 19: the loop learns of its first session and of the second one in one turn, and goes on with the second."""
+    start, post = SessionKeeper.start, SessionKeeper._post
+    opened, replaced = threading.Event(), threading.Event()
+
+    def note(self: SessionKeeper, callback: Any, *args: Any) -> None:
+        post(self, callback, *args)
+        if callback.__name__ == "renewed":
+            opened.set()
+        elif callback.__name__ == "session_replaced":
+            replaced.set()
+
+    def start_and_stand_still(self: SessionKeeper) -> None:
+        start(self)
+        assert opened.wait(PATIENCE)
+        conn.execute("UPDATE worker_sessions SET alive = false")
+        assert replaced.wait(PATIENCE)
+
+    monkeypatch.setattr(SessionKeeper, "_post", note)
+    monkeypatch.setattr(SessionKeeper, "start", start_and_stand_still)
+    world = World()
+    async with running(pool, Note, context=world):
+        Note().enqueue(conn)
+        await world.wait("ran")
 
 
 def break_claimer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bdb
+import logging
 import sys
 import traceback
 from types import FrameType
@@ -17,6 +18,7 @@ from workers.config import QueueConfig
 from workers.errors import StorageUnavailableError
 from workers.job import ClaimedJob
 from workers.job_type import describe
+from workers.runtime import reports as reports_module
 from workers.runtime.attempt import Attempt, Fenced
 from workers.runtime.claimer import Claimer
 from workers.runtime.completer import Completer
@@ -95,6 +97,60 @@ async def test_nothing_is_claimed_while_the_link_is_lost(bench: Bench) -> None:
     assert not bench.gate.is_open()
     bench.reports.link_restored()
     assert bench.gate.is_open()
+
+
+async def test_claims_begin_with_the_session(bench: Bench) -> None:
+    bench.reports.session_opened(7)
+    assert bench.ledger.session == 7
+    assert bench.gate.is_open()
+
+
+async def test_a_log_that_fails_costs_nothing_but_a_line(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A filter that raises: what had to be done is done."""
+    caplog.set_level(logging.INFO, "workers")
+
+    def fail(record: logging.LogRecord) -> bool:
+        raise ZeroDivisionError
+
+    logger = logging.getLogger("workers")
+    logger.addFilter(fail)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            bench.reports.session_replaced(2)
+        assert (bench.ledger.session, bench.gate.is_open()) == (2, True)
+        bench.gate.close()
+        with pytest.raises(ZeroDivisionError):
+            bench.reports.link_restored()
+        assert bench.gate.is_open()
+    finally:
+        logger.removeFilter(fail)
+
+
+async def test_a_job_that_is_somebody_elses_is_asked_until_it_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 19: it swallowed the first cancellation, as a loop around asyncio.wait_for may."""
+    monkeypatch.setattr(reports_module, "ASK_AGAIN", 0.001)
+    asked = 0
+
+    async def swallow_two() -> None:
+        nonlocal asked
+        while asked < 3:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                asked += 1
+
+    task = asyncio.create_task(swallow_two())
+    await asyncio.sleep(0)
+    (job,) = bench.claim(1)
+    bench.queue.running.add(Attempt(job, describe(Mail), task, 1, 0.0, True))
+    bench.reports.session_replaced(2)
+    async with asyncio.timeout(10):
+        await task
+    assert asked == 3
 
 
 async def test_what_a_reaped_session_held_is_nobodys_business_here(bench: Bench) -> None:

@@ -227,4 +227,4 @@ async def test_how_long_the_lease_is_good_is_known_before_the_session_is(bench: 
     bench.keeper._stopping, bench.keeper._give_back = True, False
     bench.keeper.start()
     assert await asyncio.wrap_future(bench.keeper.started) == 101
-    assert bench.events.told == ["renewed"]
+    assert bench.events.told == ["renewed", "session_opened"]

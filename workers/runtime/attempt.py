@@ -17,7 +17,10 @@ from ..job_type import JobType
 from ..lifecycle import Failed, Interrupted, Outcome, Transition
 from .job_log import spoken
 
-__all__ = ["Attempt", "Fenced"]
+__all__ = ["ASK_AGAIN", "Attempt", "Fenced"]
+
+#: Seconds that a job gets to clean up after itself when it is stopped, before it is asked again to end.
+ASK_AGAIN = 5.0
 
 
 class Fenced(Exception):  # noqa: N818 - an answer, not an error

@@ -20,8 +20,9 @@ __all__ = ["LAST_SECONDS", "Crew"]
 
 logger = logging.getLogger("workers")
 
-#: After the grace, seconds for stopped jobs to end.
+#: After the grace, seconds for stopped jobs to end. One that swallowed that is asked again for the last of them.
 LAST_SECONDS = 5.0
+_SHARES = (0.8, 0.2)
 
 
 class Crew:
@@ -101,11 +102,12 @@ class Crew:
         stopped = self.running()
         why = "" if self._hurried else f"the grace of {grace:g} s is over: "
         logger.warning("%sstopping %d jobs", why, len(stopped), extra={"job_ids": stopped})
-        for queue in self._queues.values():
-            for attempt in list(queue.running):
-                attempt.stop(Interrupted("shutdown"))
-        with anyio.move_on_after(LAST_SECONDS):
-            await self._ended()
+        for share in _SHARES:
+            for queue in self._queues.values():
+                for attempt in list(queue.running):
+                    attempt.stop(Interrupted("shutdown"))
+            with anyio.move_on_after(share * LAST_SECONDS):
+                await self._ended()
         if self._tasks:
             unfinished = self.running()
             logger.error(

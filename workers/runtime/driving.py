@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-__all__ = ["Deferred", "Driven", "as_coroutine", "come_clean", "insist"]
+__all__ = ["Deferred", "Driven", "as_coroutine", "come_clean", "insist", "is_struck"]
 
 
 class Driven(Awaitable[None]):
@@ -82,11 +82,16 @@ async def _await(value: Awaitable[Any]) -> None:
 
 async def come_clean(task: asyncio.Task[Any]) -> None:
     """Take delivery of cancellations that were meant for the job of `task`, and forget them."""
-    while task.cancelling():
+    while task.cancelling() or is_struck(task):
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
         while task.cancelling():
             task.uncancel()
+
+
+def is_struck(task: asyncio.Task[Any]) -> bool:
+    """Whether a cancellation waits for the task's next step. Until Python 3.13 it does so even when it was taken back."""
+    return getattr(task, "_must_cancel", False)
 
 
 async def insist(step: Callable[[], Awaitable[None]], hurry: Callable[[], None]) -> None:

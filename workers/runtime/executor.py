@@ -26,7 +26,8 @@ from .attempt import Attempt, Fenced
 from .driving import Driven, as_coroutine, come_clean
 from .failure import told
 from .job_context import begin, furnish
-from .verdict import Stopped, TooManyCrashes, Undecodable, outcome_of
+from .job_log import log_no_thread
+from .verdict import NoThread, Stopped, TooManyCrashes, Undecodable, outcome_of
 
 __all__ = ["DONE", "Ended", "Executor", "ThreadJobs"]
 
@@ -189,11 +190,14 @@ class Executor:
         self._threads.add(attempt.job.id)
         try:
             await anyio.to_thread.run_sync(work, limiter=self._limiter)
-        except asyncio.CancelledError:
+        except BaseException as why:
             if ended.cancel():  # it had not begun
                 self._threads.discard(attempt.job.id)
                 attempt.scope = None
-                raise
+                if isinstance(why, asyncio.CancelledError):
+                    raise
+                log_no_thread(attempt.job, attempt.session, why)
+                raise NoThread from why
             waiter = asyncio.wrap_future(ended)
             while not waiter.done():
                 with contextlib.suppress(asyncio.CancelledError):

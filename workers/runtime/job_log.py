@@ -13,7 +13,16 @@ from ..job import ClaimedJob
 from ..lifecycle import Archive, Bury, Completed, Failed, Outcome, Retry, Transition
 from .failure import describe
 
-__all__ = ["fields", "is_talkative", "job_logger", "log_end", "log_overrun", "log_start", "spoken"]
+__all__ = [
+    "fields",
+    "is_talkative",
+    "job_logger",
+    "log_end",
+    "log_no_thread",
+    "log_overrun",
+    "log_start",
+    "spoken",
+]
 
 job_logger = logging.getLogger("workers.jobs")
 
@@ -61,6 +70,11 @@ def log_overrun(job: ClaimedJob, session: int, timeout: float) -> None:
     """Its time is over, and nothing can be done about it: a warning, while it goes on."""
     text = f"is past its timeout of {spoken(timeout)}; a thread can't be stopped, so it keeps its worker until it returns"
     _log(logging.WARNING, job, text, fields(job, session))
+
+
+def log_no_thread(job: ClaimedJob, session: int, why: BaseException) -> None:
+    """It goes back uncounted: a warning."""
+    _log(logging.WARNING, job, f"could not begin, and is tried again: {why}", fields(job, session))
 
 
 def log_end(

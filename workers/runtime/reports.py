@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -11,7 +12,7 @@ from ..errors import StorageError
 from ..job import printable
 from ..log_aside import aside
 from ..storage.base import DeadSession, Maintenance, Storage, Wake
-from .attempt import Fenced
+from .attempt import ASK_AGAIN, Attempt, Fenced
 from .claimer import SHARED_CRASHES, Claimer
 from .completer import Completer
 from .executor import ThreadJobs
@@ -63,6 +64,11 @@ class Reports:
                 news = claimer.wake() or news
         return news
 
+    def session_opened(self, session: int) -> None:
+        """The first one: claims may begin."""
+        self._ledger.begin_session(session)
+        self._gate.open()
+
     def link_lost(self, error: StorageError) -> None:
         """Nothing may be claimed for now."""
         self._gate.close()
@@ -72,27 +78,24 @@ class Reports:
 
     def link_restored(self) -> None:
         """The session is as it was, and so are its claims."""
-        logger.info("the session's connection is back; session %d goes on", self._ledger.session)
         self._resume()
+        logger.info("the session's connection is back; session %d goes on", self._ledger.session)
 
     def session_replaced(self, session: int) -> None:
         """The old session was reaped: what it had claimed belongs to others now, and is stopped without a word."""
         old = self._ledger.session
-        logger.error(
-            "session %d was taken for dead and its jobs were given back; going on as %d",
-            old,
-            session,
-        )
         self._ledger.begin_session(session)
         for queue in self._queues.values():
             for attempt in list(queue.running):
-                attempt.stop(Fenced())
+                _disown(queue, attempt)
             for job in queue.take_back():
                 self._completer.dropped(job)
                 if job.crashes > SHARED_CRASHES:  # one that runs must be alone until it has ended
                     self._gate.free()
-        telemetry.emit(telemetry.SessionLost(session=old, successor=session))
         self._resume()
+        text = "session %d was taken for dead and its jobs were given back; going on as %d"
+        logger.error(text, old, session)
+        telemetry.emit(telemetry.SessionLost(session=old, successor=session))
 
     def renewed(self, until: float) -> None:
         """The lease is good until then."""
@@ -206,6 +209,13 @@ class Reports:
         self._gate.open()
         for claimer in self._claimers.values():
             claimer.wake()
+
+
+def _disown(queue: WorkQueue, attempt: Attempt) -> None:
+    """Stop a job that is somebody else's by now, and ask again while it goes on: it may have swallowed that."""
+    if attempt in queue.running:
+        attempt.stop(Fenced())
+        asyncio.get_running_loop().call_later(ASK_AGAIN, _disown, queue, attempt)
 
 
 def _is_debugged(stack: str) -> bool:

@@ -38,8 +38,7 @@ __all__ = ["SessionEvents", "SessionKeeper", "StallHandler"]
 #: Called on the session thread with the seconds and the stack of a loop that stands still.
 StallHandler = Callable[[float, str], None]
 
-TICK = 1.0
-_RETRY = 0.25
+TICK, _RETRY = 1.0, 0.25
 #: How much of the lease is left, at least, when it has been maintained.
 LEFT = 0.66
 #: A deaf listener is looked for this often.
@@ -50,7 +49,10 @@ _NOTHING = Settled(())
 
 
 class SessionEvents(Protocol):
-    """What the thread tells the runner; called on the event loop."""
+    """What the thread tells the runner; called on the event loop, in the order in which it happened."""
+
+    def session_opened(self, session: int) -> None:
+        """The first one: claims may begin."""
 
     def link_lost(self, error: StorageError) -> None:
         """Nothing may be claimed for now."""
@@ -113,9 +115,7 @@ class SessionKeeper:
         self._tick_every = min(TICK, request.lease / 3)
         self._loop = asyncio.get_running_loop()
         self._loop_watch = LoopWatch(self._post, events.stalled, stall_limit)
-        self._stopping = False
-        self._loop_closed = False
-        self._replacing = False
+        self._stopping = self._loop_closed = self._replacing = False
         self._give_back = True
         self._waiting: list[Future[Maintenance]] = []
         self._next_probe = self._next_reconcile = time.monotonic() + request.lease
@@ -164,6 +164,7 @@ class SessionKeeper:
             return
         # first: whoever stands still before the first renewal must find, too, that the lease may be over
         self._post(self._events.renewed, now + self._request.lease)
+        self._post(self._events.session_opened, session)
         self.started.set_result(session)
         released = _NOTHING
         try:
@@ -223,9 +224,8 @@ class SessionKeeper:
         return 0.0 if result.more else pause
 
     def _now_and_then(self) -> None:
-        now = time.monotonic()
         # a claim that was given up may land long after its connection is gone (of one that never lost any nothing is new)
-        news, lost_at = self._ledger.news, self._ledger.lost_at
+        now, news, lost_at = time.monotonic(), self._ledger.news, self._ledger.lost_at
         if now < lost_at + self._request.lease or (
             now >= self._next_reconcile and (news != self._reconciled or lost_at > -math.inf)
         ):

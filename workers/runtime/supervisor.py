@@ -147,12 +147,11 @@ class Supervisor:
             with self._starting:
                 await self._storage.open()
                 self._keeper.start()
-                self.ledger.begin_session(await asyncio.wrap_future(self._keeper.started))
+                await asyncio.wrap_future(self._keeper.started)
             # of Python 3.11, asyncio.wait_for may lose a cancellation on the way
             if self._is_closing():
                 raise asyncio.CancelledError
             if not self._starting.cancelled_caught:
-                self._gate.open()
                 self._start_writing()
                 await self._work()
         finally:
@@ -237,22 +236,19 @@ class Supervisor:
             await insist(self._crew.finished, self._hurry)
 
     async def _claim_until_shutdown(self) -> None:
+        session, queues = self.ledger.session, sorted(self._queues)
         async with anyio.create_task_group() as group:
             for name, claimer in self._claimers.items():
                 group.start_soon(Deferred, claimer.run, name=f"claimer-{name}")
             if self._config.listen:
-                group.start_soon(
-                    Deferred, self._listening.run, self.ledger.session, name="listening"
-                )
+                group.start_soon(Deferred, self._listening.run, session, name="listening")
             if self._until_empty:
                 watch = EmptyWatch(self._keeper, self.ledger, self.completer, self._claimers)
                 group.start_soon(Deferred, watch.run, self.shutdown, name="watch-for-empty")
             self.milestones.is_ready()
-            telemetry.emit(telemetry.SessionStarted(session=self.ledger.session))
-            session, queues = self.ledger.session, sorted(self._queues)
-            logger.info(
-                "runner started: session %d, queues %s", session, queues, extra={"session": session}
-            )
+            telemetry.emit(telemetry.SessionStarted(session=session))
+            text = "runner started: session %d, queues %s"
+            logger.info(text, session, queues, extra={"session": session})
             try:
                 await self._shutdown.wait()
             except asyncio.CancelledError:
@@ -263,6 +259,8 @@ class Supervisor:
                 # the grace does not wait for a claim that is on its way
                 self._crew.start_finishing(self._grace, self._left_behind)
                 group.cancel_scope.cancel()
+        if not (self._shutdown.is_set() or self._is_closing()):
+            self._die(RunnerError("somebody cancelled one of the runner's own tasks"))
 
     def _left_behind(self, job_ids: list[int]) -> None:
         if self._failure is None:
@@ -286,12 +284,13 @@ class Supervisor:
 
     def _die(self, error: BaseException) -> None:
         """Something that the runner can't be without has failed: say so, and shut down."""
-        if self._failure is None:
-            logger.critical("the runner dies: %r", error, exc_info=error)
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            self._failure = error
+        if self._failure is not None:
+            return
+        self._failure = error
+        while isinstance(self._failure, BaseExceptionGroup):
+            self._failure = self._failure.exceptions[0]
         self._stop()
+        logger.critical("the runner dies: %r", error, exc_info=error)
 
     def _is_closing(self) -> bool:
         return self._task is None or self._task.cancelling() > 0

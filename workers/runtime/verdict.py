@@ -13,9 +13,9 @@ from ..lifecycle import Cancelled, Crashed, Discarded, Failed, Interrupted, Outc
 from .attempt import Attempt, Fenced
 from .failure import Hide, describe, storable, told
 
-__all__ = ["Stopped", "TooManyCrashes", "Undecodable", "outcome_of"]
+__all__ = ["NoThread", "Stopped", "TooManyCrashes", "Undecodable", "outcome_of"]
 
-#: Seconds until a job is tried again whose code could not begin, for want of a transaction. Nothing is counted.
+#: Seconds until a job is tried again whose code could not begin, for want of a transaction or a thread. Nothing is counted.
 _NOT_BEGUN_WAIT = 5.0
 
 
@@ -25,6 +25,10 @@ class TooManyCrashes(Exception):  # noqa: N818
 
 class Undecodable(Exception):  # noqa: N818
     """Raised before a job that can't be decoded would run."""
+
+
+class NoThread(Exception):  # noqa: N818
+    """Raised where the system gave a job's code no thread to run in."""
 
 
 class Stopped(Exception):  # noqa: N818
@@ -65,7 +69,7 @@ def _outcome_of(error: BaseException, attempt: Attempt, closing: bool) -> Outcom
     not_begun = attempt.scope is None
     if verdict is not None:
         return Snoozed(_NOT_BEGUN_WAIT) if not_begun and isinstance(verdict, Failed) else verdict
-    if not_begun and issubclass(kind, StorageUnavailableError):
+    if not_begun and issubclass(kind, StorageUnavailableError | NoThread):
         return Snoozed(_NOT_BEGUN_WAIT)
     if issubclass(kind, asyncio.CancelledError):
         if closing:

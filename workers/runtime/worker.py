@@ -14,10 +14,10 @@ from .. import telemetry
 from ..job import ClaimedJob
 from ..lifecycle import Bury, Delete, Failed, Release
 from ..registry import Registry
-from .attempt import Attempt
+from .attempt import ASK_AGAIN, Attempt
 from .claimer import SHARED_CRASHES
 from .completer import Completer
-from .driving import come_clean
+from .driving import come_clean, is_struck
 from .executor import DONE, Ended, Executor
 from .gate import Gate
 from .job_log import is_talkative, log_end, log_overrun, log_start
@@ -30,8 +30,6 @@ logger = logging.getLogger("workers")
 
 #: A worker whose jobs never wait for anything lets the event loop have its turn this often.
 _SLICE = 0.001
-#: Seconds that a job gets to clean up after itself when its time is over, before it is asked again to end.
-ASK_AGAIN = 5.0
 
 
 class Worker:
@@ -70,7 +68,7 @@ class Worker:
         now, slice_end = time.monotonic(), 0.0
         while True:
             # a cancellation that a job left behind, or that came while none ran here, is not the next one's
-            if task.cancelling():
+            if task.cancelling() or is_struck(task):
                 await come_clean(task)
                 if anyio.current_effective_deadline() == -math.inf:
                     logger.error("a job left a cancelled scope behind: its worker is replaced")

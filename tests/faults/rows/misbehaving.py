@@ -27,7 +27,7 @@ from tests.helpers.misbehaving_jobs import (
 )
 from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.runners import eventually, left
-from workers.runtime.worker import ASK_AGAIN
+from workers.runtime.attempt import ASK_AGAIN
 
 _PATIENCE = 120.0
 #: Those that keep their lease; one that holds the GIL can't renew it.
