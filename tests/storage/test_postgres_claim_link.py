@@ -226,12 +226,12 @@ async def test_arguments_that_fail_count_as_a_server_that_does(database_url: str
 
 
 async def test_it_is_set_up_for_claims(engine: PostgresEngine) -> None:
-    """How claims are planned is a setting of the connection."""
+    """How claims are planned is a setting of the connection; and the server ends what nobody waits for any more."""
     await engine.runner().take(1)
     await made(engine)
     cursor = link(engine)._cursor
     assert cursor is not None
-    for name, value in CLAIM_PLANNER.items():
+    for name, value in (CLAIM_PLANNER | {"statement_timeout": "30s"}).items():
         await cursor.execute("SELECT current_setting(%s)", [name])
         assert await cursor.fetchone() == (value,)
 

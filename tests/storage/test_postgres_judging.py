@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import psycopg
 import pytest
 from anyio import to_thread
@@ -45,6 +46,25 @@ async def test_who_has_just_come_back_does_not_judge_by_leases(postgres: Postgre
     assert not other.maintain().rescue
     postgres.now += 5
     assert other.maintain().rescue
+
+
+async def test_whoever_is_just_being_marked_dead_is_not_told_that_it_lives(
+    postgres: PostgresEngine,
+) -> None:
+    """Rule 19: its statement began before that was committed, and waits for it; then it is to start no job."""
+    runner = postgres.runner()
+    session = [runner.session]
+    postgres.conn.execute("UPDATE worker_sessions SET lease_until = now() WHERE id = %s", session)
+    with psycopg.connect(postgres.conn.info.dsn) as sweep:
+        sweep.execute("UPDATE worker_sessions SET alive = false WHERE id = %s", session)
+        async with anyio.create_task_group() as group:
+
+            async def maintain() -> None:
+                assert not (await to_thread.run_sync(runner.maintain)).alive
+
+            group.start_soon(maintain)
+            await postgres.wait_blocked()
+            sweep.commit()
 
 
 async def test_who_has_just_begun_judges_by_locks_alone(postgres: PostgresEngine) -> None:

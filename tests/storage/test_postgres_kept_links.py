@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from anyio import to_thread
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 
 from tests.helpers.proxy import Proxy, proxy_to
 from tests.helpers.running import eventually
@@ -21,8 +21,17 @@ from workers.lifecycle import Archive, Delete, Transition
 from workers.storage.base import Guard, Settlement
 from workers.storage.postgres import kept_links, shelf, transactions
 from workers.storage.postgres.baseline import Baseline
+from workers.storage.postgres.links import AsyncLink, Link
 
 both = pytest.mark.parametrize("kind", ["async", "sync"])
+
+
+async def first_of(conn: Any, query: str) -> Any:
+    """The first value of the first row, on either kind of connection."""
+    cursor = conn.execute(query)
+    row = (await cursor if hasattr(cursor, "__await__") else cursor).fetchone()
+    (value,) = await row if hasattr(row, "__await__") else row
+    return value
 
 
 class Work:
@@ -40,9 +49,7 @@ class Work:
 
     async def ask(self, query: str) -> Any:
         """The first value of the first row."""
-        row = (await self.execute(query)).fetchone()
-        (value,) = await row if hasattr(row, "__await__") else row
-        return value
+        return await first_of(self.conn, query)
 
     async def finish(self, transition: Transition | None = None) -> None:
         job = self._job
@@ -84,6 +91,31 @@ def work(request: pytest.FixtureRequest, postgres: PostgresEngine) -> Works:
     )
     postgres.conn.execute("CREATE TABLE old AS SELECT * FROM background_jobs")
     return works(postgres, postgres.runner(), request.param)
+
+
+@both
+async def test_behind_a_pooler_the_driver_is_put_back_and_the_session_is_let_be(
+    database_url: str, kind: str
+) -> None:
+    """That session may be in other hands by now; what the connection object was set to is ours."""
+    links = kept_links.KeptLinks(
+        lambda: Link.connect(database_url, autocommit=True),
+        lambda: AsyncLink.connect(database_url, autocommit=True),
+        lambda: True,
+    )
+    conn: Any
+    for expected in ("0", "7s"):
+        kept: Any = await links.take_async() if kind == "async" else links.take()
+        conn = kept.link
+        assert conn.row_factory is tuple_row
+        assert await first_of(conn, "SHOW statement_timeout") == expected
+        await first_of(conn, "SELECT set_config('statement_timeout', '7s', false)")
+        conn.row_factory = dict_row
+        if kind == "async":
+            await links.give_back_async(kept, dirty=True)
+        else:
+            links.give_back(kept, dirty=True)
+    links.close()
 
 
 #: What a job may do to its session, and what the next one must not see of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -17,9 +18,17 @@ from psycopg_pool import AsyncConnectionPool
 from tests.helpers.role_users import opened_users
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mail, mails
-from workers.errors import MigrationError, StorageRejectedError, StorageUnavailableError
+from workers import migrate
+from workers.errors import (
+    ConfigurationError,
+    MigrationError,
+    StorageRejectedError,
+    StorageUnavailableError,
+)
 from workers.job import JobState
 from workers.lifecycle import Archive, Bury, Release, Retry
+from workers.storage import open_storage
+from workers.storage.postgres import fitting
 from workers.storage.postgres import lender as lender_module
 from workers.storage.postgres.lender import Lender
 from workers.storage.postgres.storage import PostgresStorage
@@ -377,6 +386,135 @@ async def test_a_connection_that_is_lost_while_another_is_waited_for(database_ur
     await lender.give_back(other)
     await lender.close()
     await pool.close(timeout=0)
+
+
+async def test_the_place_in_a_pools_line_is_kept(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives up each second and asks again is always the last one, and leaves a dead place each time."""
+    monkeypatch.setattr(lender_module, "_PATIENCE", 0.001)
+    looked = asyncio.Semaphore(0)
+
+    class Looking(Lender):
+        def _failures(self) -> int:
+            looked.release()
+            return super()._failures()
+
+    async with AsyncConnectionPool(database_url, min_size=1, max_size=1, open=False) as pool:
+        lender = Looking(pool, lambda: psycopg.AsyncConnection.connect(database_url))
+        conn = await pool.getconn()
+        waiting = asyncio.create_task(lender.borrow())
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                await looked.acquire()
+            assert pool.get_stats()["requests_waiting"] == 1
+            assert "requests_errors" not in pool.get_stats()
+            behind = asyncio.create_task(pool.getconn())
+            await asyncio.sleep(0)
+            await pool.putconn(conn)
+            lent = await waiting
+            assert not behind.done()
+            await lender.give_back(lent)
+            await pool.putconn(await behind)
+
+
+@pytest.mark.parametrize("served", [False, True])
+async def test_a_place_in_the_line_that_nobody_wants_any_more(
+    database_url: str, served: bool
+) -> None:
+    """The connection goes back, also where it comes as the one who waits is cancelled."""
+    async with AsyncConnectionPool(database_url, min_size=1, max_size=1, open=False) as pool:
+        lender = Lender(pool, lambda: psycopg.AsyncConnection.connect(database_url))
+        conn = await pool.getconn()
+        waiting = asyncio.create_task(lender.borrow())
+        async with asyncio.timeout(10):
+            while not pool.get_stats().get("requests_waiting"):  # noqa: ASYNC110 - statistics can't be awaited
+                await asyncio.sleep(0)
+            if served:
+                await pool.putconn(conn)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            if not served:
+                await pool.putconn(conn)
+            await pool.putconn(await pool.getconn())
+
+
+@pytest.mark.parametrize("cancelled", ["prepare", "undo"])
+async def test_a_checkout_that_is_cancelled_half_way(
+    database_url: str, warm_server: None, monkeypatch: pytest.MonkeyPatch, cancelled: str
+) -> None:
+    """Once the server has been told, and before that is known: the connection is not given back changed."""
+    url = url_with(database_url, SESSIONS["short timeouts"] | SESSIONS["serializable"])
+    real, calls = fitting._set, 0
+
+    async def broken(conn: psycopg.AsyncConnection[Any], values: dict[str, str]) -> dict[str, str]:
+        nonlocal calls
+        calls += 1
+        before = await real(conn, values)
+        if calls == {"prepare": 1, "undo": 2}[cancelled]:
+            raise asyncio.CancelledError
+        return before
+
+    async with AsyncConnectionPool(url, min_size=1, max_size=1, open=False) as pool:
+        before = await profile(pool)
+        storage = PostgresStorage(pool)
+        await storage.open()
+        monkeypatch.setattr(fitting, "_set", broken)
+        with pytest.raises(asyncio.CancelledError):
+            await storage.stats()
+        assert await profile(pool) == before
+        await storage.close()
+
+
+async def test_a_search_path_that_somebody_sets_later(
+    raw_database_url: str, warm_server: None
+) -> None:
+    """Both schemas have our tables: no statement would be refused in the wrong one."""
+    with psycopg.connect(raw_database_url, autocommit=True) as conn:
+        if conn.info.server_version < 180000:
+            pytest.skip("before version 18 a server does not report its search_path")
+        for schema in ("one", "two"):
+            conn.execute(f"CREATE SCHEMA {schema}".encode())
+            migrate(connection_url(raw_database_url, options=f"-csearch_path={schema}"))
+    url = connection_url(raw_database_url, options="-csearch_path=one")
+    async with AsyncConnectionPool(url, min_size=1, max_size=1, open=False) as pool:
+        storage = PostgresStorage(pool)
+        await storage.open()
+        async with pool.connection() as used:
+            await used.execute("SET search_path = two")
+        await storage.enqueue(mails(1))
+        async with pool.connection() as used:
+            rows = await used.execute(
+                "SELECT current_schema(), (SELECT count(*) FROM one.background_jobs)"
+            )
+            assert await rows.fetchone() == ("two", 1)
+        await storage.close()
+
+
+async def test_a_pool_is_not_left_open_where_the_tables_are_missing(raw_database_url: str) -> None:
+    """As by a page that shows the queue, before anybody has migrated."""
+    pool = AsyncConnectionPool(raw_database_url, min_size=1, open=False)
+    with pytest.raises(MigrationError):
+        async with open_storage(pool):
+            pytest.fail("there are no tables")
+    assert pool.closed
+
+
+async def test_a_database_without_an_encoding(raw_database_url: str) -> None:
+    """Its text may be none: one such job would keep a whole claim from being read."""
+    name = f"ascii_{secrets.token_hex(4)}"
+    with psycopg.connect(raw_database_url, autocommit=True) as conn:
+        conn.execute(
+            f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0".encode()
+        )
+        try:
+            storage = PostgresStorage(connection_url(raw_database_url, dbname=name))
+            with pytest.raises(ConfigurationError, match="SQL_ASCII"):
+                await storage.open()
+            await storage.close()
+        finally:
+            conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 async def test_a_pool_that_has_lost_one_and_is_busy_with_others_is_asked_again(

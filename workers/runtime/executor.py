@@ -221,6 +221,8 @@ class Executor:
             attempt.in_doubt = committed is None
             if not committed:
                 raise
+            if isinstance(attempt.stopped, Fenced):  # its row may be gone because it ran elsewhere
+                raise Fenced from None
         assert attempt.finishing is not None  # noqa: S101 - for the type checker
         return attempt.finishing
 

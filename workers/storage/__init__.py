@@ -85,8 +85,8 @@ async def open_storage(target: StorageTarget) -> AsyncIterator[Storage]:
     Raises ConfigurationError, StorageUnavailableError, and MigrationError when the tables are missing.
     """
     storage = storage_of(target, listen=False)
-    await storage.open()
     try:
+        await storage.open()
         yield storage
     finally:
         await storage.close()

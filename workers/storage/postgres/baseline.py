@@ -56,24 +56,24 @@ class Baseline:
 
     #: The driver's attributes.
     attributes: dict[str, Any]
-    #: Undoes whatever a job did to its session.
+    #: Undoes whatever a job did to its session. Empty where that is a pooler's: it may be in other hands by now.
     reset: str
     aside: str
     back: str
 
     @classmethod
-    async def of_async(cls, conn: psycopg.AsyncConnection[Any]) -> Baseline:
-        """Of `conn` as it is."""
-        return cls._of(conn, await fetch_on(conn, _PROBE, {}, prepare=False))
+    async def of_async(cls, conn: psycopg.AsyncConnection[Any], *, pooled: bool) -> Baseline:
+        """Of `conn` as it is; `pooled`: there is a pooler in between."""
+        return cls._of(conn, await fetch_on(conn, _PROBE, {}, prepare=False), pooled)
 
     @classmethod
-    def of(cls, conn: psycopg.Connection[Any]) -> Baseline:
-        """Of `conn` as it is."""
+    def of(cls, conn: psycopg.Connection[Any], *, pooled: bool) -> Baseline:
+        """The same of a synchronous connection."""
         cursor = psycopg.Cursor(conn, row_factory=tuple_row)
-        return cls._of(conn, cursor.execute(_PROBE, prepare=False).fetchall())
+        return cls._of(conn, cursor.execute(_PROBE, prepare=False).fetchall(), pooled)
 
     @classmethod
-    def _of(cls, conn: _AnyConnection, rows: Iterable[tuple[Any, ...]]) -> Baseline:
+    def _of(cls, conn: _AnyConnection, rows: Iterable[tuple[Any, ...]], pooled: bool) -> Baseline:
         found = dict(rows)
         identity = {name: found.pop(name) for name in _IDENTITY}
         save = [(_ASIDE + name, _current(name)) for name in _IDENTITY]
@@ -81,7 +81,9 @@ class Baseline:
         return cls(
             attributes={name: getattr(conn, name) for name in (*_CHECKED, *_PLAIN)},
             # the role last: it may not be allowed to set the rest
-            reset=_CLEAR + _set([*_literals(found), *_literals(identity)], local=False),
+            reset=""
+            if pooled
+            else _CLEAR + _set([*_literals(found), *_literals(identity)], local=False),
             aside=_escaped(_set([*save, *_literals(identity)], local=True)),
             back=_escaped(_set(back, local=True)),
         )
@@ -99,7 +101,9 @@ class Baseline:
             if getattr(conn, name) != self.attributes[name]:
                 await getattr(conn, f"set_{name}")(self.attributes[name])
         self._restore_plain(conn)
-        await psycopg.AsyncCursor(conn, row_factory=tuple_row).execute(self.reset, prepare=False)
+        if self.reset:
+            cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+            await cursor.execute(self.reset, prepare=False)
 
     def restore(self, conn: psycopg.Connection[Any]) -> None:
         """Make `conn` what it was, in one round trip."""
@@ -107,7 +111,8 @@ class Baseline:
             if getattr(conn, name) != self.attributes[name]:
                 getattr(conn, f"set_{name}")(self.attributes[name])
         self._restore_plain(conn)
-        psycopg.Cursor(conn, row_factory=tuple_row).execute(self.reset, prepare=False)
+        if self.reset:
+            psycopg.Cursor(conn, row_factory=tuple_row).execute(self.reset, prepare=False)
 
     def _restore_plain(self, conn: _AnyConnection) -> None:
         for name in _PLAIN:

@@ -139,7 +139,9 @@ class ClaimLink:
             await self._checkout.fit(link)
             if await _free(link.cursor(row_factory=tuple_row)) < _FREE_TO_MAKE:
                 raise psycopg.OperationalError("the server has few connections left")
-            await link.execute(settings("SET", CLAIM_PLANNER).encode())
+            # when our own patience is over the connection is closed, and a server that waits for a lock does not notice
+            limits = {"statement_timeout": f"{1000 * STATEMENT_SECONDS:.0f}"}
+            await link.execute(settings("SET", CLAIM_PLANNER | limits).encode())
             link.patience = STATEMENT_SECONDS
         except BaseException:
             link.pgconn.finish()

@@ -50,6 +50,17 @@ class Fitting:
         """`conn` as it is, to be prepared."""
         return Fitted(self, conn)
 
+    def is_elsewhere(self, conn: _Connection) -> bool:
+        """Whether somebody has set the search_path of this connection since it was looked at.
+
+        A server of version 18 or newer reports that by itself. Where the tables of two schemas have the same names, no
+        statement would be refused.
+        """
+        reported = conn.pgconn.parameter_status(b"search_path")
+        if reported is None or self.pooled or "search_path" in self.repairs[conn]:
+            return False
+        return reported.decode() != self.search_path
+
     async def inspect(self, conn: _Connection) -> dict[str, str]:
         """What has to be set on this connection as it is now; usually nothing."""
         if self.pooled is None:
@@ -96,7 +107,7 @@ class Fitted:
         # first: under SQL_ASCII the driver reads no text, under LATIN1 and others the server can't send every row
         if _encoding(conn) != "UTF8":
             await self._set({"client_encoding": "UTF8"})
-        if conn not in repairs:
+        if conn not in repairs or self._fitting.is_elsewhere(conn):
             repairs[conn] = await self._fitting.inspect(conn)
         if self._fitting.pooled:  # the next statement may find itself on another one
             conn.prepare_threshold = None
@@ -124,7 +135,7 @@ class Fitted:
         autocommit, isolation, read_only = self._driver
         if conn.pgconn.transaction_status != TransactionStatus.IDLE:
             # an unknown state is not given back; the pool replaces what is closed
-            await conn.close()
+            conn.pgconn.finish()
             return
         conn.prepare_threshold = self._prepares
         try:
@@ -138,10 +149,22 @@ class Fitted:
                 await conn.set_read_only(read_only)
         except psycopg.Error:
             # the statement itself was carried out: only the connection is lost
-            await conn.close()
+            conn.pgconn.finish()
+        except BaseException:  # cancelled half-way
+            conn.pgconn.finish()
+            raise
 
     async def _set(self, settings: dict[str, str]) -> None:
-        self._before = await _set(self.conn, settings) | self._before
+        try:
+            before = await _set(self.conn, settings)
+        except psycopg.Error:  # nothing has been set
+            raise
+        except (
+            BaseException
+        ):  # cancelled: the server may have set it, and what was there before is not known
+            self.conn.pgconn.finish()
+            raise
+        self._before = before | self._before
 
 
 def _check_pooled(found: dict[str, str]) -> None:

@@ -31,8 +31,12 @@ class KeptLinks:
     """Of both kinds; one can't stand in for the other. Usable from threads."""
 
     def __init__(
-        self, connect: Callable[[], Link], connect_async: Callable[[], Awaitable[AsyncLink]]
+        self,
+        connect: Callable[[], Link],
+        connect_async: Callable[[], Awaitable[AsyncLink]],
+        pooled: Callable[[], bool],
     ) -> None:
+        self._pooled = pooled
         self._connect = connect
         self._connect_async = connect_async
         self._shelf, self._async_shelf = Shelf.pair()
@@ -92,7 +96,7 @@ class KeptLinks:
         try:
             link = await connected_async(self._connect_async, shelf.make_room, is_made=has_room)
             link.patience = SETUP_SECONDS
-            return Kept(link, await Baseline.of_async(link))
+            return Kept(link, await Baseline.of_async(link, pooled=self._pooled()))
         except BaseException as error:
             if link is not None:
                 close(link)
@@ -106,7 +110,7 @@ class KeptLinks:
         try:
             link = connected(self._connect, shelf.make_room, is_made=has_room)
             link.patience = SETUP_SECONDS
-            return Kept(link, Baseline.of(link))
+            return Kept(link, Baseline.of(link, pooled=self._pooled()))
         except BaseException as error:
             if link is not None:
                 close(link)
@@ -121,7 +125,7 @@ class KeptLinks:
             if clean and dirty:
                 clean, link.patience = False, _RESET_SECONDS
                 await kept.baseline.restore_async(link)
-                if link.configure is not None:
+                if link.configure is not None and kept.baseline.reset:
                     await link.configure(link)
                 clean = True
         except psycopg.Error as error:

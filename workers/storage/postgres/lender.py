@@ -7,6 +7,8 @@ that has lost one and has none ready is not waited for.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -25,7 +27,7 @@ AnyPool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 _Connection = psycopg.AsyncConnection[Any]
 
 #: Seconds to wait for the pool before it is asked how it is. Callers bound the whole wait.
-_PATIENCE = 1.0
+_PATIENCE, _LONG = 1.0, 60.0
 #: Seconds after which one that is unwell is asked again.
 _ASK_EVERY = 10.0
 
@@ -50,6 +52,7 @@ class Lender:
         self._overcome = 0
         self._own: set[_Connection] = set()
         self._spare: list[_Connection] = []
+        self._putting: set[asyncio.Future[None]] = set()
 
     @property
     def size(self) -> int:
@@ -68,14 +71,44 @@ class Lender:
                     raise
                 self._own.add(conn)
                 return conn
-            try:
-                return await self._pool.getconn(timeout=_PATIENCE)
-            except PoolTimeout:
-                if self._pool.closed:
-                    raise
+            if self._is_ready():
+                with contextlib.suppress(PoolTimeout):  # somebody was quicker
+                    return await self._pool.getconn(timeout=_PATIENCE)
+            lent = await self._queued()
+            if lent is not None:
+                return lent
+
+    async def _queued(self) -> _Connection | None:
+        """One of the pool's, after those who have asked before us. None: it is unwell, or its loop is closing.
+
+        In one place of the line: whoever gives up and asks again is the last one, and leaves a dead place behind.
+        """
+        waiting = asyncio.ensure_future(self._pool.getconn(timeout=_LONG))
+        try:
+            while not self._unwell or time.monotonic() >= self._ask_at:
+                await asyncio.wait([waiting], timeout=_PATIENCE)
+                if waiting.done():
+                    return None if waiting.cancelled() else waiting.result()
                 # busy with others, or looking for the server? They may have found it gone, or one of them lost
                 self._ask_at = time.monotonic() + _ASK_EVERY
                 self._unwell = self._unwell or self._failures() > self._overcome
+        except BaseException:
+            self._leave(waiting)
+            raise
+        self._leave(waiting)
+        return None
+
+    def _leave(self, waiting: asyncio.Future[_Connection]) -> None:
+        def left(waiting: asyncio.Future[_Connection]) -> None:
+            if (
+                not waiting.cancelled() and waiting.exception() is None
+            ):  # it came at the last moment
+                putting = asyncio.ensure_future(self._pool.putconn(waiting.result()))
+                self._putting.add(putting)
+                putting.add_done_callback(self._putting.discard)
+
+        waiting.add_done_callback(left)
+        waiting.cancel()
 
     def _is_ready(self) -> bool:
         return bool(self._pool.get_stats().get("pool_available"))

@@ -113,9 +113,15 @@ class PostgresStorage:
             self._opened = await users.enter(self._pool)
             if self._opened:
                 await self._pool.wait()
-        ((ready,),) = await self._checkout.fetch(
-            "SELECT to_regclass('background_jobs') IS NOT NULL", {}
+        ((ready, encoding),) = await self._checkout.fetch(
+            "SELECT to_regclass('background_jobs') IS NOT NULL, current_setting('server_encoding')",
+            {},
         )
+        if encoding == "SQL_ASCII":
+            raise ConfigurationError(
+                "the database's encoding is SQL_ASCII: it takes text that is none, and one such job would keep others from "
+                "being read; create it with ENCODING 'UTF8'"
+            )
         if not ready:
             raise MigrationError(
                 "there is no table background_jobs on the search_path; run `workers migrate` first"

@@ -46,8 +46,7 @@ class TransactionConnections:
         *,
         pooled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._links = KeptLinks(connect, connect_async)
-        self._pooled = pooled
+        self._links = KeptLinks(connect, connect_async, pooled)
 
     def open(self) -> None:
         """Close connections that were idle for long, from now on. On the event loop."""
@@ -82,7 +81,7 @@ class TransactionConnections:
             with translated():
                 raise
         finally:
-            await self._links.give_back_async(kept, dirty=self._is_dirty(held))
+            await self._links.give_back_async(kept, dirty=held)
 
     @contextmanager
     def run_sync(self, session: int, guard: Guard) -> Iterator[SyncTransactionalRun | None]:
@@ -105,11 +104,7 @@ class TransactionConnections:
             with translated():
                 raise
         finally:
-            self._links.give_back(kept, dirty=self._is_dirty(held))
-
-    def _is_dirty(self, held: bool) -> bool:
-        """Whether a job has had its session. A pooler's is not ours to clean: it may be in other hands by now."""
-        return held and not self._pooled()
+            self._links.give_back(kept, dirty=held)
 
     async def _begin_async(
         self, params: dict[str, int]

@@ -19,6 +19,7 @@ WITH renewed AS (
     UPDATE worker_sessions
     SET lease_until = now() + %(lease)s * interval '1 second'
     WHERE id = %(session)s AND alive AND %(renew)s AND lease_until < now() + %(lease)s * interval '0.67 second'
+    RETURNING id
 ), held AS MATERIALIZED (
     SELECT objid::bigint AS id
     FROM pg_locks
@@ -117,7 +118,12 @@ SELECT 'probed' AS what, pg_notify(workers_channel(), %(probe)s::text)::text AS 
 WHERE %(probe)s::text IS NOT NULL
 UNION ALL
 SELECT 'alive', NULL, NULL, NULL
-WHERE EXISTS (SELECT FROM worker_sessions WHERE id = %(session)s AND alive)
+WHERE EXISTS (
+    SELECT FROM worker_sessions
+    WHERE id = %(session)s AND alive
+        -- this is from the snapshot: one that somebody has just marked dead is not renewed
+        AND (EXISTS (SELECT FROM renewed) OR NOT (%(renew)s AND lease_until < now() + %(lease)s * interval '0.67 second'))
+)
 UNION ALL
 SELECT 'rescue', NULL, NULL, NULL
 WHERE EXISTS (SELECT FROM worker_sessions WHERE NOT alive) OR EXISTS (SELECT FROM marked WHERE NOT alive)
