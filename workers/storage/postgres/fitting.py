@@ -159,9 +159,8 @@ class Fitted:
             before = await _set(self.conn, settings)
         except psycopg.Error:  # nothing has been set
             raise
-        except (
-            BaseException
-        ):  # cancelled: the server may have set it, and what was there before is not known
+        except BaseException:
+            # cancelled: the server may have set it, and what was there before is not known
             self.conn.pgconn.finish()
             raise
         self._before = before | self._before

@@ -100,9 +100,8 @@ class Lender:
 
     def _leave(self, waiting: asyncio.Future[_Connection]) -> None:
         def left(waiting: asyncio.Future[_Connection]) -> None:
-            if (
-                not waiting.cancelled() and waiting.exception() is None
-            ):  # it came at the last moment
+            if not waiting.cancelled() and waiting.exception() is None:
+                # it came at the last moment
                 putting = asyncio.ensure_future(self._pool.putconn(waiting.result()))
                 self._putting.add(putting)
                 putting.add_done_callback(self._putting.discard)
