@@ -9,29 +9,30 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
-from datetime import datetime, time
-from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 __all__ = [
+    "SEQUENCES",
+    "SETS",
     "Refused",
     "check_finite",
     "check_json",
-    "compare_all",
     "explain",
+    "fields_of",
     "from_plain",
+    "holds_set",
     "is_storable",
     "kinds_of",
     "name_of",
     "to_plain",
+    "type_name",
     "unencodable",
 ]
 
-_SEQUENCES = (list, tuple, set, frozenset)
-#: Kinds whose == says no for values that are the same: NaN, and a time inside a fold.
-_ODD_EQUALITY = (datetime, time, Decimal)
+SETS = (set, frozenset)
+SEQUENCES = (list, tuple, *SETS)
 _NO_FLOATS = frozenset({str, int, bool, bytes})
 _DEEP = "nested too deeply, or in a circle"
 _SURROGATE = (
@@ -39,7 +40,6 @@ _SURROGATE = (
 )
 _NUL = "text with a NUL character, which PostgreSQL can't store: remove it before enqueueing"
 _NON_FINITE = "NaN or Infinity, which JSON does not have: use None or a string"
-_OFFSET = "a time whose offset from UTC has seconds, which JSON can't hold: use astimezone(UTC)"
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _EXPONENT = re.compile(rb"[eE]([+-]?\d+)")
 _WITH_PATH = re.compile(r"(.*?)(?: - at (?:the key in )?`\$\.?([^`]*)`)?", re.DOTALL)
@@ -66,6 +66,22 @@ def to_plain(value: Any) -> msgspec.Raw:
     if not is_pydantic(type(value)):
         raise TypeError
     return msgspec.Raw(value.model_dump_json(by_alias=True, round_trip=True).encode())
+
+
+def holds_set(kind: msgspec.inspect.Type) -> bool:
+    """Whether it is a pydantic model with a set in it, at any depth: each process writes that in an order of its own."""
+    open_: list[object] = [getattr(getattr(kind, "cls", None), "__pydantic_core_schema__", None)]
+    seen: set[int] = set()
+    while open_:
+        part = open_.pop()
+        if isinstance(part, dict) and id(part) not in seen:
+            seen.add(id(part))
+            if part.get("type") in ("set", "frozenset"):
+                return True
+            open_ += part.values()
+        elif isinstance(part, list | tuple):
+            open_ += part
+    return False
 
 
 def from_plain(kind: type, value: object) -> Any:
@@ -104,7 +120,7 @@ def name_of(kind: msgspec.inspect.Type) -> str:
     return str(getattr(getattr(kind, "cls", None), "__qualname__", "msgspec.Raw"))
 
 
-def _field_names(value: object) -> tuple[str, ...] | None:
+def fields_of(value: object) -> tuple[str, ...] | None:
     """The fields of a structured value, or None."""
     kind = type(value)
     if dataclasses.is_dataclass(kind):
@@ -124,10 +140,10 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
         for key, item in value.items():
             yield "[...]", key
             yield "[...]", item
-    elif isinstance(value, _SEQUENCES):
+    elif isinstance(value, SEQUENCES):
         for index, item in enumerate(value):
             yield f"[{index}]", item
-    elif (names := _field_names(value)) is not None:
+    elif (names := fields_of(value)) is not None:
         for name in names:
             yield f".{name}", getattr(value, name, None)
 
@@ -179,53 +195,6 @@ def _check_finite(value: object, path: str) -> None:
             _check_finite(part, path + step)
 
 
-def compare_all(
-    fields: tuple[str, ...], given: tuple[object, ...], stored: tuple[object, ...]
-) -> None:
-    """Refuse the first field that came back from JSON as something else."""
-    for path, value, copy in zip(fields, given, stored, strict=False):
-        _compare(value, copy, path)
-
-
-def _compare(given: object, stored: object, path: str) -> None:
-    """Refuse a value that came back from JSON as something else."""
-    kind = type(given)
-    if isinstance(given, dict) and isinstance(stored, dict):
-        for key, item in given.items():
-            if key not in stored:
-                raise Refused(
-                    f"a key of type `{_name(key)}` would come back as text: use str keys", path
-                )
-            _compare(item, stored[key], f"{path}[...]")
-    elif isinstance(given, set | frozenset) and isinstance(stored, _SEQUENCES):
-        pass  # in no order, and msgspec checked each element
-    elif isinstance(given, _SEQUENCES) and isinstance(stored, _SEQUENCES):
-        for index, (item, copy) in enumerate(zip(given, stored, strict=False)):
-            _compare(item, copy, f"{path}[{index}]")
-    elif kind is type(stored) and (names := _field_names(given)) is not None:
-        for name in names:
-            _compare(getattr(given, name, None), getattr(stored, name, None), f"{path}.{name}")
-    elif kind is type(stored) and isinstance(given, datetime | time) and _is_moved(given, stored):
-        raise Refused(_OFFSET, path)
-    elif not _survived(given, stored):
-        change = "with another value" if kind is type(stored) else f"as `{_name(stored)}`"
-        raise Refused(
-            f"`{_name(given)}` would come back {change}: give the field a value of its own type",
-            path,
-        )
-
-
-def _is_moved(given: datetime | time, stored: Any) -> bool:
-    """Whether it is another time now. By its parts: inside a fold it is not even equal to itself."""
-    moved = given.replace(tzinfo=None) != stored.replace(tzinfo=None)
-    return bool(moved or given.utcoffset() != stored.utcoffset())
-
-
-def _survived(given: object, stored: object) -> bool:
-    odd = isinstance(given, _ODD_EQUALITY) or type(given).__eq__ is object.__eq__
-    return bool((odd and type(given) is type(stored)) or given == stored)
-
-
 # Errors -----------------------------------------------------------------------------------------
 
 
@@ -250,7 +219,7 @@ def unencodable(
         return Refused("a dict with keys that can't be JSON keys: use str keys", where)
     if isinstance(value, set | frozenset):
         return Refused("a set of different kinds has no order to compare by: use a list", where)
-    return Refused(f"`{_name(value)}` can't be stored as JSON: use a type that can", where)
+    return Refused(f"`{type_name(value)}` can't be stored as JSON: use a type that can", where)
 
 
 def explain(error: Exception) -> Refused:
@@ -284,5 +253,5 @@ def _refused_by(cause: BaseException) -> str:
     return f"not a valid {getattr(cause, 'title', 'model')}: {', '.join(places)}"[:200]
 
 
-def _name(value: object) -> str:
+def type_name(value: object) -> str:
     return type(value).__qualname__

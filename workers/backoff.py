@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from .config import YEAR, takes_one_argument
+from .config import YEAR, returns_at_once, takes_one_argument
 from .errors import ConfigurationError
 
 __all__ = ["Backoff", "Exponential", "Fixed", "Linear", "as_backoff"]
@@ -117,6 +117,10 @@ def as_backoff(value: Backoff | Callable[[int], float | timedelta] | float | tim
     if not takes_one_argument(function):
         raise ConfigurationError(
             "backoff can't be called with one argument: use a function of the number of attempts made"
+        )
+    if not returns_at_once(function):
+        raise ConfigurationError(
+            "backoff is awaited or iterated by nobody: use a plain function of the number of attempts made"
         )
     return value if hasattr(value, "delay") else _Function(function)
 

@@ -14,6 +14,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import msgspec
 
 from . import _payload
+from ._comparison import compare_all
 from ._payload import Refused
 from .errors import InvalidJobError, RegistrationError
 
@@ -64,6 +65,11 @@ class Codec(Generic[T]):
                     f"{job_class.__qualname__} has a field of type {_payload.name_of(kind)}, which can't be stored "
                     "as JSON: use a dataclass, a msgspec.Struct, a pydantic model or built-in types"
                 )
+            if stable and _payload.holds_set(kind):
+                raise RegistrationError(
+                    f"{job_class.__qualname__} is deduplicated, and its field of type {_payload.name_of(kind)} holds a set, "
+                    "which each process writes in another order: use a list or a tuple there, sorted where you make it"
+                )
         self._stable = stable
         order = "deterministic" if stable else None
         encoder = msgspec.json.Encoder(enc_hook=_payload.to_plain, order=order)  # type: ignore[arg-type]
@@ -86,7 +92,7 @@ class Codec(Generic[T]):
                 self._look_closer(raw, values(job))
             copy = self._decode(raw)
             if not _equal(given := values(job), stored := values(copy)):
-                _payload.compare_all(self._fields, given, stored)
+                compare_all(self._fields, given, stored)
         except Exception as error:
             self._refuse(_payload.explain(error))
         # 3 in a float field is 3 in the job's JSON and 3.0 in the copy's

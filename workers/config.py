@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
@@ -23,6 +24,7 @@ __all__ = [
     "check_name",
     "check_number",
     "check_priority",
+    "returns_at_once",
     "seconds",
     "takes_one_argument",
 ]
@@ -32,6 +34,8 @@ YEAR = 365.25 * 86_400
 
 #: Job types and queues. The migrations' SQL function for other languages checks the same pattern.
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+#: What a call of it does is not what its body says: that is awaited or iterated later.
+_LATER = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 def check_name(what: str, value: object) -> str:
@@ -82,6 +86,12 @@ def takes_one_argument(function: Callable[..., Any]) -> bool:
     except ValueError:  # a builtin without a signature
         return True
     return True
+
+
+def returns_at_once(function: Callable[..., Any]) -> bool:
+    """Whether a call runs it, and gives what it returns: not so of coroutine functions and generators."""
+    parts = function, getattr(function, "__call__", None)  # noqa: B004 - its own, where it is an object
+    return not any(is_kind(part) for is_kind in _LATER for part in parts)
 
 
 class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):

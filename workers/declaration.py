@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ._annotations import own_annotations, signature
 from .backoff import Backoff, as_backoff
-from .config import check_name, check_number, check_priority, seconds, takes_one_argument
+from .config import (
+    check_name,
+    check_number,
+    check_priority,
+    returns_at_once,
+    seconds,
+    takes_one_argument,
+)
 from .errors import ConfigurationError
 from .job import ClaimedJob
 from .lifecycle import JobPolicy
@@ -224,3 +231,5 @@ def _check_predicate(what: str, value: object) -> None:
         raise ConfigurationError(f"{what} is a {type(value).__name__}: {advice}")
     if not takes_one_argument(value):
         raise ConfigurationError(f"{what} can't be called with one argument: {advice}")
+    if not returns_at_once(value):
+        raise ConfigurationError(f"{what} is awaited or iterated by nobody: {advice}")

@@ -7,7 +7,7 @@ the newest version or where it was before.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -71,8 +71,8 @@ class Migration(NamedTuple):
 @overload
 def migrate(target: str | psycopg.Connection[Any]) -> list[str]: ...
 @overload
-def migrate(target: psycopg.AsyncConnection[Any]) -> Awaitable[list[str]]: ...
-def migrate(target: Target) -> list[str] | Awaitable[list[str]]:
+def migrate(target: psycopg.AsyncConnection[Any]) -> Coroutine[Any, Any, list[str]]: ...
+def migrate(target: Target) -> list[str] | Coroutine[Any, Any, list[str]]:
     """Bring the tables in the current schema of `target` to the newest version.
 
     `target` is a DSN, a psycopg connection, or an AsyncConnection, for which the result is awaitable.
@@ -90,8 +90,8 @@ def migrate(target: Target) -> list[str] | Awaitable[list[str]]:
 @overload
 def check_migrations(target: str | psycopg.Connection[Any]) -> None: ...
 @overload
-def check_migrations(target: psycopg.AsyncConnection[Any]) -> Awaitable[None]: ...
-def check_migrations(target: Target) -> Awaitable[None] | None:
+def check_migrations(target: psycopg.AsyncConnection[Any]) -> Coroutine[Any, Any, None]: ...
+def check_migrations(target: Target) -> Coroutine[Any, Any, None] | None:
     """Raise MigrationError unless the current schema of `target` is at exactly this library's version."""
     return run_steps(target, _check, "check_migrations")
 
@@ -163,7 +163,9 @@ def _folder() -> Traversable:
     return found if found.is_dir() else Path(__file__).parents[1] / "migrations"
 
 
-def run_steps(target: object, plan: Callable[[bool], Steps[T]], name: str) -> T | Awaitable[T]:
+def run_steps(
+    target: object, plan: Callable[[bool], Steps[T]], name: str
+) -> T | Coroutine[Any, Any, T]:
     """Execute a plan. `name`: of the function that was called, for Python's warning when it was not awaited."""
     match target:
         case str() | None:

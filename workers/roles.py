@@ -5,7 +5,7 @@ What the user lacks is found before anything is done, and told with what to do a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, overload
 
@@ -78,8 +78,8 @@ def apply_roles(target: str | psycopg.Connection[Any], prefix: str = PREFIX) -> 
 @overload
 def apply_roles(
     target: psycopg.AsyncConnection[Any], prefix: str = PREFIX
-) -> Awaitable[list[str]]: ...
-def apply_roles(target: Target, prefix: str = PREFIX) -> list[str] | Awaitable[list[str]]:
+) -> Coroutine[Any, Any, list[str]]: ...
+def apply_roles(target: Target, prefix: str = PREFIX) -> list[str] | Coroutine[Any, Any, list[str]]:
     """Make the group roles PREFIX_enqueue, PREFIX_worker, PREFIX_readonly and PREFIX_migrator, and grant what they need.
 
     After `migrate`, and again after each newer version of it. `target` as there. The tables in its current schema become

@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,8 @@ def _begin(job: ClaimedJob) -> None:
         scope.span = current.span = None
         scope.set_new_propagation_context()
         _describe(scope, job)
+        if hiding.get(None) is not None:
+            _hide_in_logs(sdk.get_client().options)
         sdk.Scope.set_isolation_scope(scope)
         sdk.Scope.set_current_scope(current)
     except Exception:
@@ -216,6 +218,25 @@ def _without_local_variables(event: Event, hint: Hint) -> Event:
         said: dict[str, Any] = event  # type: ignore[assignment]
         said |= {name: _without(said[name], hide) for name in said.keys() - _FORMAL}
     return event
+
+
+class _Hidden:
+    """What is done with each of Sentry's logs, which pass no event processor: `then`, with the job's secrets taken out."""
+
+    def __init__(self, then: Callable[[Any, Hint], Any] | None) -> None:
+        self._then = then
+
+    def __call__(self, log: Any, hint: Hint) -> Any:
+        if (hide := hiding.get(None)) is not None:
+            log = log | {name: _without(log.get(name), hide) for name in ("body", "attributes")}
+        return log if self._then is None else self._then(log, hint)
+
+
+def _hide_in_logs(options: dict[str, Any]) -> None:
+    then = options.get("before_send_log")
+    if not isinstance(then, _Hidden):
+        then = then or options.get("_experiments", {}).get("before_send_log")
+        options["before_send_log"] = _Hidden(then)
 
 
 def _without(value: Any, hide: Hiding) -> Any:

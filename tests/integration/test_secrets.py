@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import msgspec
 import psycopg
+import pydantic
 import pytest
 import sentry_sdk
 from sentry_sdk.envelope import Envelope
@@ -187,6 +188,13 @@ class KeepsCarelesslyInTransaction(KeepsCarelessly):
     transactional = True
 
 
+class LogsCarelessly(BackgroundJob[None]):
+    token: Secret[str]
+
+    async def run(self, ctx: None) -> None:
+        logging.getLogger("careless").warning("with %s", self.token, extra={"more": self.token})
+
+
 class ChecksCarelessly(BackgroundJob[None]):
     token: Secret[str]
 
@@ -299,6 +307,53 @@ async def test_what_is_said_of_a_payload_that_does_not_fit(
     assert_untold(conn, told)
     assert "JobDied" in told.kinds
     assert told.sent
+
+
+async def test_what_sentrys_own_logs_say(conn: psycopg.Connection, pool: AsyncPool) -> None:
+    """They pass no event processor; and what the application does with them is done afterwards."""
+    seen: list[Any] = []
+    sentry_sdk.init(
+        "https://key@sentry.invalid/1",
+        transport=Told(),
+        auto_enabling_integrations=False,
+        enable_logs=True,
+        before_send_log=lambda log, hint: seen.append(log),
+    )
+    LogsCarelessly(token=CANARY).enqueue(conn)
+    await drain(pool, LogsCarelessly)
+    sentry_sdk.get_client().close()
+    sentry_sdk.get_global_scope().set_client(None)
+    text = str([log for log in seen if "careless" in str(log)])
+    assert "'body': 'with ***'" in text
+    assert "finch" not in text
+
+
+class Login(pydantic.BaseModel):
+    key: str
+    region: str
+
+
+class LogsIn(BackgroundJob[None]):
+    login: Secret[Login]
+
+    async def run(self, ctx: None) -> None: ...
+
+
+async def test_what_a_model_says_of_a_payload_that_does_not_fit(
+    conn: psycopg.Connection, pool: AsyncPool, told: Told
+) -> None:
+    """Pydantic quotes the beginning and the end of it, which is not what is looked for."""
+    key = "sk_live_51H8abcdefghijklmnopqrstuvwxyz0123456789"
+    conn.execute(
+        "INSERT INTO background_jobs (job_type, data, priority) VALUES ('logs_in', %s, 0)",
+        [json.dumps({"login": {"key": key}})],
+    )
+    await drain(pool, LogsIn)
+    ((reason, error),) = conn.execute("SELECT reason, last_error FROM dead_jobs").fetchall()
+    assert "region" in reason
+    for text in (told.everything(), f"{reason} {error}"):
+        assert key[:10] not in text
+        assert key[-10:] not in text
 
 
 async def test_what_a_subscriber_says(

@@ -209,6 +209,19 @@ def test_functions_are_settings_in_either_spelling(spelling: str) -> None:
     assert policy.archive(ClaimedJob(1, "a", "b", 0, "{}", 0, 0, False, 1))
 
 
+async def wait(value: object) -> bool:
+    return True
+
+
+def count(value: object) -> Iterator[int]:
+    yield 1
+
+
+class Waiter:
+    async def __call__(self, job: ClaimedJob) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
@@ -234,6 +247,10 @@ def test_functions_are_settings_in_either_spelling(spelling: str) -> None:
         ("timeout", 10**400, "timeout is over a year, which is too long"),
         ("archive", "always", "archive is a str: use True, False, or a function of one argument"),
         ("archive", lambda self, job: True, "archive can't be called with one argument"),
+        ("archive", staticmethod(wait), "archive is awaited or iterated by nobody"),
+        ("archive", Waiter(), "archive is awaited or iterated by nobody"),
+        ("backoff", staticmethod(wait), "backoff is awaited or iterated by nobody"),
+        ("backoff", staticmethod(count), "backoff is awaited or iterated by nobody"),
     ],
 )
 def test_wrong_settings_are_refused_with_the_class(setting: str, value: Any, message: str) -> None:

@@ -8,11 +8,13 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from workers.cli import logs
 from workers.cli.command import one_line
+from workers.cli.processes import Processes
 from workers.errors import ConfigurationError
 from workers.hiding import Hiding, hiding
 
@@ -116,3 +118,26 @@ def test_errors_take_one_line() -> None:
     assert one_line(ConfigurationError("a\n  b")) == "a b"
     assert one_line(OSError("disk")) == "OSError: disk"
     assert one_line(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize("call", ["run._leave(4)", "run._finish(4); run._leave(4)"])
+def test_the_last_way_out_needs_no_thread(call: str) -> None:
+    """There may be none to be had, which may be why the process is to end."""
+    program = (
+        "import threading\n"
+        "from workers.cli import run\n"
+        'def refuse(self): raise RuntimeError("can\'t start new thread")\n'
+        "threading.Thread.start = refuse\n"
+        f"{call}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
+    assert done.returncode == 4
+
+
+def test_no_module_of_the_current_directory_is_in_the_way_of_a_child(tmp_path: Path) -> None:
+    """An application's own `workers`, or a module called like one of the standard library."""
+    for name in ("workers.py", "queue.py", "select.py"):
+        (tmp_path / name).write_text("raise ImportError('the wrong one')")
+    command = Processes(1, ["--help"])._command
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

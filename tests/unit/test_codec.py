@@ -311,6 +311,82 @@ def test_equal_deduplicated_jobs_have_equal_json() -> None:
         stable.encode(Job(anything={1, "a"}))
 
 
+@dataclass(frozen=True)
+class Base:
+    name: str
+
+
+@dataclass(frozen=True)
+class Derived(Base):
+    more: str
+
+
+@dataclass(frozen=True, eq=False)
+class Unequal:
+    name: str
+
+
+@dataclass
+class WithSets:
+    texts: set[str] = field(default_factory=set)
+    ratios: frozenset[float] = frozenset()
+    bases: set[Base] = field(default_factory=set)
+    unequal: set[Unequal] = field(default_factory=set)
+    times: set[datetime] = field(default_factory=set)
+    listed: list[str] = field(default_factory=list)
+
+
+CHANGED: dict[str, dict[str, Any]] = {
+    "uuid as text": {"texts": {uuid.uuid4()}},
+    "one of two": {"texts": {b"abc", "abc"}},
+    "list": {"texts": [uuid.uuid4()]},
+    "precision": {"ratios": {1.5, 2**53 + 1}},
+    "derived": {"bases": {Base("a"), Derived("b", "lost")}},
+    "seconds in the offset": {"times": {datetime(1912, 1, 1, tzinfo=ZoneInfo("Africa/Abidjan"))}},
+    "into a list": {"listed": {uuid.uuid4()}},
+    "many": {"unequal": {Unequal(str(number)) for number in range(1001)}},
+}
+
+
+@pytest.mark.parametrize("payload", CHANGED.values(), ids=CHANGED)
+def test_an_element_of_a_set_that_would_come_back_as_another_is_refused(
+    payload: dict[str, Any],
+) -> None:
+    with pytest.raises(
+        InvalidJobError, match=rf"field `{next(iter(payload))}`.*(in a set|a set with)"
+    ):
+        Codec(WithSets, "sets").encode(WithSets(**payload))
+
+
+def test_sets_that_come_back() -> None:
+    """In whatever order, also where elements are only the same, not equal."""
+    codec = Codec(WithSets, "sets")
+    for _ in range(20):
+        jobs = WithSets({"a", "b", "c"}, frozenset({1, 2.5}), {Base("a"), Base("b")})
+        assert codec.decode(codec.encode(jobs)) == jobs
+        given: Any = {"texts": ["b", "a", "b"], "listed": {"x", "y"}}
+        copy = codec.decode(codec.encode(WithSets(**given)))
+        assert (copy.texts, sorted(copy.listed)) == ({"a", "b"}, ["x", "y"])
+        unequal = codec.decode(codec.encode(WithSets(unequal={Unequal("a"), Unequal("b")})))
+        assert {each.name for each in unequal.unequal} == {"a", "b"}
+
+
+class Tagged(pydantic.BaseModel):
+    tags: list[frozenset[str]] = []
+
+
+@dataclass
+class WithTagged:
+    filter: Tagged
+
+
+def test_a_deduplicated_job_may_hold_no_set_in_a_model() -> None:
+    """Pydantic writes it in the order of this process."""
+    Codec(WithTagged, "tagged")
+    with pytest.raises(RegistrationError, match=r"WithTagged is deduplicated.*Tagged holds a set"):
+        Codec(WithTagged, "tagged", stable=True)
+
+
 @pytest.mark.parametrize("job_class", [WithUnknown, WithUnion, WithRaw])
 def test_a_field_that_can_not_be_stored_is_refused_when_the_class_is_used(job_class: type) -> None:
     with pytest.raises(RegistrationError, match=f"{job_class.__name__}.*stored as JSON"):

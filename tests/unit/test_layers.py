@@ -28,6 +28,7 @@ LAYERS = {
     "config": CORE,
     "codec": CORE,
     "_payload": CORE,
+    "_comparison": CORE,
     "_annotations": CORE,
     "current": CORE,
     "failpoints": CORE,

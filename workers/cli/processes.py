@@ -38,11 +38,12 @@ _PAUSE_FIRST, _PAUSE_MOST = 0.5, 30.0
 
 
 class Processes:
-    """Keeps `number` children alive, each `python -m workers` with `arguments`."""
+    """Keeps `number` children alive, each `python -m workers` with `arguments`; -P: no module of the current directory is
+    in the way of this package or the standard library."""
 
     def __init__(self, number: int, arguments: Sequence[str]) -> None:
         self._number = number
-        self._command = [sys.executable, "-m", "workers", *arguments]
+        self._command = [sys.executable, "-P", "-m", "workers", *arguments]
         self._children: set[asyncio.subprocess.Process] = set()
         self._any_ready = False
         self._stopping = asyncio.Event()

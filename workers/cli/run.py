@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, NoReturn
 
 import click
@@ -191,7 +191,8 @@ def _finish(code: int) -> None:
 
     What a job has left behind, a thread or a task that can't be ended, is not waited for.
     """
-    threading.Thread(target=_leave_later, args=[code], daemon=True).start()
+    with suppress(RuntimeError):  # there are no more threads to be had
+        threading.Thread(target=_leave_later, args=[code], daemon=True).start()
 
 
 def _leave_later(code: int) -> None:
@@ -249,10 +250,12 @@ def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
 
 def _leave(code: int) -> NoReturn:
     """End the process, whatever its threads do. Nothing here may wait for long: locks may be held by what hangs."""
-    thread = threading.Thread(target=_last_words, daemon=True)
-    thread.start()
-    thread.join(_LAST_WORDS)
-    os._exit(code)
+    try:
+        thread = threading.Thread(target=_last_words, daemon=True)
+        thread.start()
+        thread.join(_LAST_WORDS)
+    finally:  # also where there are no more threads to be had
+        os._exit(code)
 
 
 def _last_words() -> None:

@@ -142,7 +142,10 @@ class Executor:
             return job_type.codec.decode(job.data)
         except InvalidJobError as error:  # which the job's own code may raise as well
             # what the class's own checks raised, where it was that
-            raise Undecodable(str(error)) from getattr(error.__context__, "__cause__", None)
+            cause = getattr(error.__context__, "__cause__", None)
+            if job_type.secrets and hasattr(type(cause), "errors"):
+                cause = None  # pydantic's: it quotes the beginning and the end of what it refuses
+            raise Undecodable(str(error)) from cause
 
     def _enter(self, attempt: Attempt) -> Context:
         """A context of its own for the job's code."""
