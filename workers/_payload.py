@@ -19,6 +19,7 @@ __all__ = [
     "Refused",
     "check_finite",
     "check_json",
+    "exact_types",
     "explain",
     "fields_of",
     "from_plain",
@@ -33,6 +34,13 @@ __all__ = [
 
 SETS = (set, frozenset)
 SEQUENCES = (list, tuple, *SETS)
+#: Fields whose values need no comparison, and the type that these must have.
+_PLAIN: tuple[tuple[msgspec.inspect.Type, type], ...] = (
+    (msgspec.inspect.StrType(), str),
+    (msgspec.inspect.IntType(), int),
+    (msgspec.inspect.FloatType(), float),
+    (msgspec.inspect.BoolType(), bool),
+)
 _NO_FLOATS = frozenset({str, int, bool, bytes})
 _DEEP = "nested too deeply, or in a circle"
 _SURROGATE = (
@@ -113,6 +121,21 @@ def is_storable(kind: msgspec.inspect.Type) -> bool:
     if isinstance(kind, msgspec.inspect.CustomType):
         return is_pydantic(kind.cls)
     return not isinstance(kind, msgspec.inspect.RawType)
+
+
+def exact_types(job_class: type, fields: tuple[str, ...]) -> tuple[type, ...] | None:
+    """The types of `fields`, where values of exactly these come back as they are; else None.
+
+    Text, numbers and booleans without constraints, and nothing that the class does when it is decoded.
+    """
+    found = msgspec.inspect.type_info(job_class)
+    if not isinstance(found, msgspec.inspect.DataclassType) or hasattr(job_class, "__post_init__"):
+        return None
+    kinds = {field.name: field.type for field in found.fields}
+    exact = tuple(kind for name in fields for plain, kind in _PLAIN if kinds.get(name) == plain)
+    # a descriptor may make something else of what it is given
+    own = any(hasattr(type(getattr(job_class, name, None)), "__set__") for name in fields)
+    return exact if len(exact) == len(fields) == len(kinds) and not own else None
 
 
 def name_of(kind: msgspec.inspect.Type) -> str:

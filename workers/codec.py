@@ -40,6 +40,7 @@ class Codec(Generic[T]):
         "_decode_lines",
         "_encode",
         "_encode_lines",
+        "_exact",
         "_fields",
         "_job_type",
         "_stable",
@@ -78,6 +79,9 @@ class Codec(Generic[T]):
         self._decode_lines: Callable[[bytes], list[T]] = decoder.decode_lines
         self._fields = tuple(field.name for field in dataclasses.fields(job_class))  # type: ignore[arg-type]
         self._values = _getter(self._fields)
+        self._exact = _payload.exact_types(job_class, self._fields)
+        if self._exact is not None and len(self._exact) == 1:  # as `_getter` has it
+            self._exact *= 2
 
     def encode(self, job: T) -> str:
         """Return `job` as JSON text; raise InvalidJobError if it would not come back as it is."""
@@ -90,8 +94,11 @@ class Codec(Generic[T]):
             # 100 bytes can't nest deeper than 100 levels; msgspec escapes control characters only; null is None, or NaN
             if len(raw) > MAX_DEPTH or b"\\u" in raw or b"null" in raw:
                 self._look_closer(raw, values(job))
+            given = values(job)
+            if tuple(map(type, given)) == self._exact:  # then what is decoded can be nothing else
+                return raw.decode()
             copy = self._decode(raw)
-            if not _equal(given := values(job), stored := values(copy)):
+            if not _equal(given, stored := values(copy)):
                 compare_all(self._fields, given, stored)
         except Exception as error:
             self._refuse(_payload.explain(error))

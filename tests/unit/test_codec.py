@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -391,3 +392,75 @@ def test_a_deduplicated_job_may_hold_no_set_in_a_model() -> None:
 def test_a_field_that_can_not_be_stored_is_refused_when_the_class_is_used(job_class: type) -> None:
     with pytest.raises(RegistrationError, match=f"{job_class.__name__}.*stored as JSON"):
         Codec(job_class, "unknown")
+
+
+@dataclass
+class Plain:
+    text: str
+    number: int
+    ratio: float
+    flag: bool
+
+
+@dataclass
+class Alone:
+    text: str
+
+
+@given(st.builds(Plain, st.text(), st.integers(), st.floats(), st.booleans()))
+def test_what_is_not_compared_is_what_comparing_would_have_let_through(job: Plain) -> None:
+    """A field's own kind of text, number or boolean comes back as it is, if it can be written at all."""
+    quick, slow = Codec(Plain, "plain"), Codec(Plain, "plain")
+    slow._exact = None
+    try:
+        text = slow.encode(job)
+    except InvalidJobError as error:
+        with pytest.raises(InvalidJobError, match=re.escape(str(error))):
+            quick.encode(job)
+    else:
+        assert quick.encode(job) == text
+        copy = quick.decode(text)
+        assert repr(copy) == repr(job)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Plain(text=Colour.RED, number=1, ratio=1.0, flag=True),  # type: ignore[arg-type]
+        Plain(text="", number=True, ratio=1.0, flag=True),
+        Plain(text="", number=1, ratio=2**53 + 1, flag=True),
+        Plain(text="", number=1, ratio=math.nan, flag=True),
+        Plain(text="a\0", number=1, ratio=1.0, flag=True),
+        Plain(text=b"bytes", number=1, ratio=1.0, flag=True),  # type: ignore[arg-type]
+        Alone(text=Colour.RED),  # type: ignore[arg-type]
+        Alone(text=1),  # type: ignore[arg-type]
+    ],
+    ids=repr,
+)
+def test_values_of_other_types_are_compared(job: Any) -> None:
+    with pytest.raises(InvalidJobError):
+        Codec(type(job), "plain").encode(job)
+
+
+def test_which_classes_need_no_comparison() -> None:
+    """None that does something when it is decoded, or that asks more of a value than its type."""
+
+    @dataclass
+    class Checks:
+        text: str
+
+        def __post_init__(self) -> None:
+            self.text = self.text.strip()
+
+    @dataclass
+    class Bounded:
+        text: Annotated[str, msgspec.Meta(max_length=3)]
+
+    @dataclass
+    class Absent:
+        text: str | None = None
+
+    assert Codec(Plain, "plain")._exact == (str, int, float, bool)
+    assert Codec(Alone, "alone")._exact == (str, str)
+    for job_class in (Checks, Bounded, Absent, Job):
+        assert Codec(job_class, "other")._exact is None
