@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.helpers.payloads import (
@@ -408,6 +408,9 @@ class Alone:
 
 
 @given(st.builds(Plain, st.text(), st.integers(), st.floats(), st.booleans()))
+@example(Plain("", -(10**4299), 0.0, True))
+@example(Plain("", 10**5000, 0.0, True))
+@example(Plain("x" * 200, 2**64, 1e308, False))
 def test_what_is_not_compared_is_what_comparing_would_have_let_through(job: Plain) -> None:
     """A field's own kind of text, number or boolean comes back as it is, if it can be written at all."""
     quick, slow = Codec(Plain, "plain"), Codec(Plain, "plain")
