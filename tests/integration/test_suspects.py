@@ -1,4 +1,4 @@
-"""Jobs that were claimed when a process died are claimed one by one, and never in advance. Rule 20, guarantee 6.
+"""Jobs that were claimed when a process died are claimed apart, and never in advance. Rule 20, guarantee 6.
 
 How they come to be counted is tested with real crashes elsewhere; here the counters are written by SQL.
 """
@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import PATIENCE, World, drain, eventually, running
 from workers import BackgroundJob
+from workers.runtime.claimer import MOST_SUSPECTS
 from workers.storage.base import Claimed, ClaimRequest
 from workers.storage.postgres.storage import PostgresStorage
 
@@ -33,6 +34,11 @@ class Job(BackgroundJob[World]):
 class Refill(BackgroundJob[World]):
     async def run(self, ctx: World) -> None:
         await asyncio.sleep(0.0005)
+
+
+class Fails(BackgroundJob[World]):
+    async def run(self, ctx: World) -> None:
+        raise RuntimeError("at once")
 
 
 class JobElsewhere(Job):
@@ -70,18 +76,46 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return made
 
 
-async def test_suspects_are_claimed_one_by_one(
+async def test_suspects_are_claimed_apart(
     pool: AsyncPool, conn: psycopg.Connection, claims: list[tuple[int, int]]
 ) -> None:
-    """Beside ordinary jobs in batches: a claim that holds a suspect holds nothing else."""
+    """Beside ordinary jobs in batches: a claim that holds a suspect holds no ordinary job, and no more than workers are
+    idle; those that killed their process twice come last, one by one."""
     Job.enqueue_batch(conn, [Job(number=number) for number in range(200)])
-    conn.execute("UPDATE background_jobs SET crashes = 1 WHERE (data->>'number')::int % 20 = 0")
+    conn.execute("UPDATE background_jobs SET crashes = 1 WHERE (data->>'number')::int % 10 = 0")
     conn.execute("UPDATE background_jobs SET crashes = 2 WHERE (data->>'number')::int % 40 = 0")
     world = World()
-    await drain(pool, Job, context=world)
+    await drain(pool, Job, context=world, workers=3)
     assert sorted(world.seen) == list(range(200))
-    assert {size for size, crashes in claims if crashes} == {1}
-    assert max(size for size, crashes in claims if not crashes) > 1
+    of_suspects = [claim for claim in claims if claim[1]]
+    shared, alone = of_suspects[:-5], of_suspects[-5:]
+    assert sum(size for size, _ in shared) == 15
+    assert {crashes for _, crashes in shared} == {1}
+    assert max(size for size, _ in shared) == 3
+    assert alone == [(1, 2)] * 5
+    assert sum(size for size, crashes in claims if not crashes) == 180
+
+
+async def test_thousands_of_idle_workers_do_not_take_all_suspects_at_once(
+    pool: AsyncPool, conn: psycopg.Connection, claims: list[tuple[int, int]]
+) -> None:
+    """If one of them kills the process again, the others have to be alone."""
+    Job.enqueue_batch(conn, [Job(number=number) for number in range(100)])
+    conn.execute("UPDATE background_jobs SET crashes = 1")
+    world = World()
+    await drain(pool, Job, context=world, workers=1000)
+    assert sorted(world.seen) == list(range(100))
+    assert max(size for size, _ in claims) == MOST_SUSPECTS
+
+
+async def test_jobs_that_fail_at_once_leave_few_suspects(
+    pool: AsyncPool, conn: psycopg.Connection, claims: list[tuple[int, int]]
+) -> None:
+    """How briefly they ran says nothing of the next one: were they held in advance, they would all be suspects."""
+    Fails.enqueue_batch(conn, [Fails() for _ in range(100)])
+    await drain(pool, Fails, context=World(), workers=3)
+    assert max(size for size, _ in claims) == 3
+    assert sum(size for size, _ in claims) == 100
 
 
 async def test_one_that_crashed_twice_has_no_other_suspect_beside_it(

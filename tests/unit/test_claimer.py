@@ -181,17 +181,32 @@ async def test_a_suspect_that_ends_while_others_are_asked_for(bench: Bench) -> N
     """Rule 20: what could not be had beside it is asked for again at once; otherwise when it has ended."""
     bench.claimer.found_suspects()
     bench.gate.exclusive = True
-    assert await bench.claimer.claim_suspect() == 0
-    assert not bench.claimer.suspects
+    assert await bench.claimer.claim_suspects(3) == 0
+    assert (bench.store.limits, bench.claimer.suspects) == ([3], False)
     bench.gate.free()
     assert (bench.gate.exclusive, bench.claimer.suspects) == (False, True)
     bench.gate.exclusive = True
     bench.store.gate.clear()
-    asking = asyncio.create_task(bench.claimer.claim_suspect())
+    asking = asyncio.create_task(bench.claimer.claim_suspects(3))
     await bench.asked(2)
     bench.gate.free()
     bench.store.gate.set()
     assert await asking == 0
+    assert bench.store.limits == [3, 3, 1]
+    assert (bench.gate.exclusive, bench.claimer.suspects) == (False, False)
+
+
+async def test_a_suspect_that_is_asked_for_in_two_queues_at_once(bench: Bench) -> None:
+    """Rule 20: the second one waits until it is known what the first one has got."""
+    bench.claimer.found_suspects()
+    bench.store.gate.clear()
+    asking = asyncio.create_task(bench.claimer.claim_suspects(3))
+    await bench.asked(1)
+    bench.gate.exclusive = True  # the other queue's question is on its way
+    bench.store.gate.set()
+    assert await asking == 0
+    assert (bench.store.limits, bench.claimer.suspects) == ([3], False)
+    bench.gate.free()
     assert bench.claimer.suspects
 
 

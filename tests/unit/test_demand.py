@@ -74,6 +74,22 @@ def test_a_change_for_the_better_is_seen_soon() -> None:
     assert demand.prefetch == 500
 
 
+def test_attempts_that_fail_at_once_tell_nothing() -> None:
+    """Of a job that raises the first time and then takes 20 ms a thousand would be held."""
+    demand = after([0.02] * 128)
+    for _ in range(1000):
+        demand.ran(0.00001, returned=False)
+    assert demand.prefetch == 25
+
+
+def test_attempts_that_fail_after_long_do_count() -> None:
+    """Or a hundred would be held beside jobs that run out of time one by one."""
+    demand = after([0.00001] * 128)
+    for _ in range(10):
+        demand.ran(1.0, returned=False)
+    assert demand.prefetch == 0
+
+
 def test_what_overslept_starts_anew() -> None:
     demand = after([0.001] * 128)
     demand.overslept()

@@ -34,6 +34,8 @@ logger = logging.getLogger("workers")
 START_WITHIN = 1.0
 #: Above this many crashes a suspect runs while no other one of the kind runs in the same runner.
 SHARED_CRASHES = 1
+#: The most suspects that one claim takes: if one of them kills the process, all of them must be alone from then on.
+MOST_SUSPECTS = 10
 _ANY_CRASHES = 32767
 _RETRY_MOST = 5.0
 
@@ -100,7 +102,7 @@ class Claimer:
             prefetch = not (self._gate.exclusive or self.suspects)
             room = queue.room(prefetch=prefetch)
             if self.suspects and queue.idle:
-                await self.claim_suspect()
+                await self.claim_suspects(min(queue.idle, MOST_SUSPECTS))
                 continue
             if room and self._more:
                 limit = self._appetite.bound(room)
@@ -126,23 +128,33 @@ class Claimer:
             return -1
         return len(claimed.jobs)
 
-    async def claim_suspect(self) -> int:
-        """One claim of a single job that was claimed when a process died."""
+    async def claim_suspects(self, limit: int) -> int:
+        """One claim of jobs that were claimed when a process died: of those that may run beside each other or, when there
+        are none, of a single one that must be alone. Returns how many came; -1 when it could not be made."""
+        claimed = await self._take(limit, Scan(suspects=SHARED_CRASHES))
+        if claimed is None:
+            return -1
+        if claimed.jobs:
+            return len(claimed.jobs)
+        if self._gate.exclusive:
+            self.suspects = False
+            self._gate.call_when_free(self.found_suspects)
+            return 0
+        return await self._claim_alone()
+
+    async def _claim_alone(self) -> int:
         gate, claimed = self._gate, None
-        alone = not gate.exclusive
         gate.exclusive = True  # until it is known what comes: other queues may ask at the same time
         try:
-            claimed = await self._take(1, Scan(suspects=_ANY_CRASHES if alone else SHARED_CRASHES))
+            claimed = await self._take(1, Scan(suspects=_ANY_CRASHES))
         finally:
             jobs = claimed.jobs if claimed is not None else ()
-            if alone and not any(job.crashes > SHARED_CRASHES for job in jobs):
+            if not any(job.crashes > SHARED_CRASHES for job in jobs):
                 gate.free()
         if claimed is None:
             return -1
-        if not jobs and (alone or gate.exclusive):
+        if not jobs:
             self.suspects = False
-            if not alone:
-                gate.call_when_free(self.found_suspects)
         return len(jobs)
 
     async def _take(self, limit: int, scan: Scan) -> Claimed | None:

@@ -28,8 +28,14 @@ class Demand:
         self._runs = 0
         self.prefetch = 0
 
-    def ran(self, duration: float) -> None:
-        """A job took `duration` seconds."""
+    def ran(self, duration: float, *, returned: bool = True) -> None:
+        """A job took `duration` seconds; `returned`: it did all that it had to do.
+
+        One that raises at once tells nothing of how long others take, and its own next attempt: if it counted, hundreds
+        would be held in advance for a moment's trouble, and be suspects together if the process dies.
+        """
+        if not returned and duration <= HORIZON:
+            return
         durations, runs = self._durations, self._runs
         if len(durations) < _WINDOW:
             durations.append(duration)

@@ -12,7 +12,7 @@ import anyio
 
 from .. import telemetry
 from ..job import ClaimedJob
-from ..lifecycle import Bury, Delete, Failed, Release
+from ..lifecycle import Bury, Completed, Delete, Failed, Release
 from ..registry import Registry
 from .attempt import ASK_AGAIN, Attempt
 from .claimer import SHARED_CRASHES
@@ -139,7 +139,7 @@ class Worker:
             self._gate.free()
         now = time.monotonic()
         duration = now - attempt.started
-        queue.demand.ran(duration)
+        queue.demand.ran(duration, returned=ended is DONE or type(ended[0]) is Completed)
         if ended is DONE:
             self._completer.completed(job)
         else:
