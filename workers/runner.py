@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import difflib
 import logging
+import math
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from types import FrameType
@@ -77,6 +79,8 @@ class Runner(Generic[ContextT]):
         self._started = False
         #: Whether `run` has ended because of a signal, and not because the queues were empty.
         self._told_to_end = False
+        #: Seconds within which two SIGTERMs are one, for a process that is told twice.
+        self._same_request = 0.0
 
     @property
     def loop_stall_limit(self) -> float:
@@ -178,7 +182,7 @@ class Runner(Generic[ContextT]):
         that run, which go back uncounted, and ends. Handlers that the loop itself has for these signals are called, too.
         """
         handle = self.start(on_stall=on_stall)
-        with _signals_to(handle):
+        with _signals_to(handle, self._same_request):
             try:
                 return await handle.wait_for_shutdown()
             except asyncio.CancelledError:  # nobody else has the handle
@@ -230,15 +234,20 @@ class Runner(Generic[ContextT]):
 
 
 @contextlib.contextmanager
-def _signals_to(handle: RunnerHandle) -> Iterator[None]:
+def _signals_to(handle: RunnerHandle, same_request: float) -> Iterator[None]:
     """SIGTERM and SIGINT shut the runner down; where there can be no handlers, nothing.
 
     By `signal.signal`, as asyncio itself does for SIGINT: the loop's own handlers are an application's, and can't be asked
     for, so that they could not be put back.
     """
-    loop = asyncio.get_running_loop()
+    loop, terminated_at = asyncio.get_running_loop(), -math.inf
 
     def take(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated_at
+        if number == signal.SIGTERM:
+            before, terminated_at = terminated_at, time.monotonic()
+            if terminated_at - before < same_request:
+                return
         # this wakes the loop, too; in the rare case that another thread was interrupted, the session's next tick does
         loop.call_soon_threadsafe(_on_signal, handle, signal.Signals(number))
 

@@ -62,6 +62,28 @@ async def test_signals_are_passed_on_and_jobs_finish(
     assert conn.execute(SESSIONS).fetchone() == (0,)
 
 
+async def test_a_service_manager_that_tells_every_process_lets_jobs_finish(
+    shop: Shop, database_url: str, conn: psycopg.Connection
+) -> None:
+    """The child is told by it and by its parent: that is one request, not one to let jobs finish and one to stop them."""
+    Asks().enqueue(conn)
+    parent = shop.run(database_url, "--processes", "1")
+    parent.wait_for("asks")
+    (child,) = children(conn)
+    os.kill(child, signal.SIGTERM)
+    parent.wait_for("SIGTERM: finishing the jobs that run")
+    parent.send_signal(signal.SIGTERM)
+    parent.wait_for("SIGTERM: passed on to 1 processes")
+    assert parent.stdin is not None
+    parent.stdin.write("to go on\n")
+    parent.stdin.flush()
+    parent.wait_for("was told to go on")
+    output = parent.rest()
+    assert "process 1 ended in order" in output
+    assert "again" not in output
+    assert conn.execute("SELECT count(*) FROM background_jobs").fetchone() == (0,)
+
+
 async def test_one_that_dies_is_replaced(
     shop: Shop, database_url: str, conn: psycopg.Connection
 ) -> None:

@@ -25,7 +25,11 @@ from collections.abc import Callable, Iterator, Sequence
 from ..log_aside import aside as logger
 from ..telemetry import SessionStarted, subscribe
 
-__all__ = ["Processes", "watched_by_parent"]
+__all__ = ["SAME_REQUEST", "Processes", "is_watched", "watched_by_parent"]
+
+#: Seconds within which two SIGTERMs are one request to a child: a service manager may tell all processes of a service at
+#: once (systemd does, unless it has `KillMode=mixed`), and the parent passes on what it was told.
+SAME_REQUEST = 1.0
 
 #: Where a child finds its end of the socket.
 _VARIABLE = "WORKERS_PARENT_FD"
@@ -52,7 +56,8 @@ class Processes:
     async def run(self) -> int:
         """Until all children have ended; returns the highest of their exit codes, where a death by a signal counts as 1.
 
-        The first SIGTERM or SIGINT is passed on, and no child is replaced any more; so is every later one.
+        The first SIGTERM or SIGINT is passed on, and no child is replaced any more; every later one is passed on as SIGINT,
+        which is never taken for the same request.
         """
         loop = asyncio.get_running_loop()
         for number in _FORWARDED:
@@ -67,7 +72,7 @@ class Processes:
         return max(self._codes)
 
     def _pass_on(self, number: signal.Signals) -> None:
-        self._stop(number)
+        self._stop(signal.SIGINT if self._stopping.is_set() else number)
         logger.info("%s: passed on to %d processes", number.name, len(self._children))
 
     def _stop(self, number: signal.Signals) -> None:
@@ -207,6 +212,11 @@ class _Child:
             return "ended in order"
         where = " in the middle of its work" if self.code == 0 and self.ready else ""
         return f"ended with exit code {self.code}{where}"
+
+
+def is_watched() -> bool:
+    """Whether this process is such a child, before it has begun to listen to its parent."""
+    return _VARIABLE in os.environ
 
 
 @contextlib.contextmanager

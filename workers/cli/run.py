@@ -23,7 +23,7 @@ from . import logs
 from .app import load, make_runner, takes_database_url
 from .command import Command, show_tracebacks, tell
 from .database import VARIABLE, database_option, resolve
-from .processes import Processes, watched_by_parent
+from .processes import SAME_REQUEST, Processes, is_watched, watched_by_parent
 from .tally import Tally
 from .watchdog import watchdog
 
@@ -52,13 +52,14 @@ Exit codes:
      other runners give them back, as after a crash
   4  a job blocked the event loop for longer than the Runner's loop_stall_limit;
      the log has its name and stack
-  5  a job ended the event loop: it counts as crashed, and its innocent neighbours
-     are cleared when they are run alone
+  5  a job ended the event loop: it counts as crashed, and so do its neighbours, which
+     are cleared as soon as they have run
 
 Threads and tasks that jobs have left behind get 3 s at the end.
 
 With --processes the highest code of the processes that were running at the end; 1 where one of them was killed. Each has a
-session of its own, and a grace of its own; signals are passed on. One that ends is replaced, and its jobs are rescued,
+session of its own, and a grace of its own; signals are passed on, so signal the parent alone (a SIGTERM that comes twice
+within a second, as from systemd without KillMode=mixed, counts once). One that ends is replaced, and its jobs are rescued,
 whatever its code is and whoever ended it, unless its queues were empty: to end all, signal the parent. One that can't be
 started is tried again; when none ever got ready, the parent gives up.
 
@@ -166,6 +167,8 @@ class _Service:
 
     async def _run(self, runner: Runner[Any]) -> list[int]:
         self.is_running = True
+        if is_watched():
+            runner._same_request = SAME_REQUEST
         try:
             with (
                 Tally(),
