@@ -84,9 +84,10 @@ class Discarded(msgspec.Struct, frozen=True):
 
 
 class Snoozed(msgspec.Struct, frozen=True):
-    """It asked to be run later; seconds."""
+    """It asked to be run later; seconds. Not `begun`: for want of something its code was never reached."""
 
     delay: float
+    begun: bool = True
 
 
 class Interrupted(msgspec.Struct, frozen=True):
@@ -123,9 +124,11 @@ class Retry(msgspec.Struct, frozen=True):
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Make the row wait `delay` seconds; nothing is counted."""
+    """Make the row wait `delay` seconds; nothing is counted. Its crashes are forgotten if it has `begun`: it has come to an
+    end of its own."""
 
     delay: float
+    begun: bool = True
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -168,7 +171,7 @@ _TABLE: dict[type, Callable[[ClaimedJob, Any, JobPolicy], Transition]] = {
     Failed: _failed,
     Cancelled: lambda job, outcome, policy: Archive("cancelled", outcome.reason),
     Discarded: lambda job, outcome, policy: Bury(outcome.reason, outcome.error),
-    Snoozed: lambda job, outcome, policy: Wait(_bounded(outcome.delay)),
+    Snoozed: lambda job, outcome, policy: Wait(_bounded(outcome.delay), outcome.begun),
     Interrupted: lambda job, outcome, policy: _RELEASE,
     Crashed: _crashed,
 }

@@ -254,8 +254,10 @@ async def test_crashes_are_capped(engine: Engine, runner: Runner, other: Runner)
 async def test_an_end_of_its_own_clears_a_job(
     engine: Engine, runner: Runner, deduplicated: bool
 ) -> None:
-    """Rule 20: one that fails or snoozes has not killed its process; an interruption says nothing."""
-    for transition, crashes in ((Release(), 3), (Retry(0.0, "no"), 0), (Wait(0.0), 0)):
+    """Rule 20: one that fails or snoozes has not killed its process; an interruption says nothing, nor does a job
+    whose code could not begin."""
+    ends = ((Release(), 3), (Retry(0.0, "no"), 0), (Wait(0.0), 0), (Wait(0.0, begun=False), 3))
+    for transition, crashes in ends:
         [job_id] = await engine.storage.enqueue([mail(deduplicated=deduplicated)])
         engine.change(job_id or 0, crashes=3)
         await runner.settle(await runner.take(suspects=32767), transition)

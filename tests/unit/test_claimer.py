@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -14,6 +14,7 @@ import pytest
 from workers.config import QueueConfig
 from workers.errors import StorageRejectedError, StorageUnavailableError
 from workers.job import ClaimedJob
+from workers.runtime.appetite import MOST_BYTES
 from workers.runtime.claimer import START_WITHIN, Claimer
 from workers.runtime.completer import Completer
 from workers.runtime.demand import MIN_RUNS
@@ -33,6 +34,9 @@ class Store:
     def __init__(self) -> None:
         self.asked: list[tuple[str, int, int]] = []
         self.limits: list[int] = []
+        self.scans: list[int] = []
+        self.crashes = 0
+        self.payload = "{}"
         self.answers: list[Sequence[int] | Exception] = []
         self.complete = True
         self.gate = asyncio.Event()
@@ -46,13 +50,15 @@ class Store:
 
     async def claim(self, request: ClaimRequest) -> Claimed:
         self.limits.append(request.limit)
+        self.scans.append(request.scan.suspects)
         await self.note("claim", request.session, request.token)
         await self.gate.wait()
         answer = self.answers.pop(0) if self.answers else ()
         if isinstance(answer, Exception):
             raise answer
         token = request.token
-        jobs = [ClaimedJob(i, "mail", "default", 0, "{}", 0, 0, False, token) for i in answer]
+        more = (self.payload, 0, self.crashes, False, token)
+        jobs = [ClaimedJob(i, "mail", "default", 0, *more) for i in answer]
         return Claimed(jobs, complete=self.complete)
 
     async def release_claim(self, session: int, token: int) -> Settled:
@@ -63,7 +69,7 @@ class Store:
 class Bench:
     """A claimer with three idle workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, fragile: Collection[str] = ()) -> None:
         self.store, self.gate, self.ledger = Store(), Gate(), Ledger()
         self.ledger.begin_session(1)
         self.gate.open()
@@ -71,7 +77,9 @@ class Bench:
         storage = cast(Storage, self.store)
         completer = Completer(storage, self.ledger)
         types = ("mail",)
-        self.claimer = Claimer(storage, self.queue, self.ledger, completer, self.gate, types, 500)
+        self.claimer = Claimer(
+            storage, self.queue, self.ledger, completer, self.gate, types, 500, fragile=fragile
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -247,11 +255,61 @@ async def test_a_part_of_a_lost_claim_that_has_to_wait_holds_up_nothing(bench: B
     assert [(event.session, event.job_id) for event in told] == [(1, 6)]
 
 
-async def test_a_suspect_that_was_never_started_frees_the_gate(bench: Bench) -> None:
-    """Rule 20: or no queue of this runner would claim in advance any more."""
-    bench.gate.exclusive = True
-    bench.claimer.give_back([ClaimedJob(1, "mail", "default", 0, "{}", 0, 2, False, 1)])
+async def test_a_suspect_is_alone_until_its_end_is_written(bench: Bench) -> None:
+    """Rule 20: one that kills the process in between would have it counted again, though it has done no harm."""
+    bench.store.crashes = 2
+    bench.store.answers = [[], [7]]
+    bench.claimer.found_suspects()
+    assert await bench.claimer.claim_suspects(3) == 1
+    assert bench.store.scans == [1, 32767]
+    (job,) = bench.queue.take_back()
+    bench.claimer.give_back([job])  # as one that was never started; any other end is written alike
+    assert bench.gate.exclusive
+    bench.ledger.settled([Guard(7, job.token)])
     assert not bench.gate.exclusive
+
+
+async def test_of_fragile_types_each_suspect_is_alone() -> None:
+    """Rule 20: where two crashes bury a job, it may not be beside another one that may kill the process."""
+    bench = Bench(fragile={"mail"})
+    bench.store.crashes = 1
+    bench.store.answers = [[7]]
+    assert await bench.claimer.claim_suspects(3) == 1
+    assert (bench.store.scans, bench.store.limits) == ([32767], [1])
+    assert bench.gate.exclusive
+    bench.ledger.settled([Guard(7, 1)])
+    assert not bench.gate.exclusive
+
+
+async def test_a_claim_of_suspects_that_fails_is_not_repeated_as_it_was(bench: Bench) -> None:
+    """Rule 12: or one that is too much would be asked for until the end of time."""
+    bench.store.answers = [StorageRejectedError("too much")] * 3
+    bench.claimer.suspects = True
+    async with bench.running():
+        await bench.asked(4)
+        assert bench.store.limits[:4] == [3, 1, 1, 1]
+
+
+async def test_suspects_with_large_payloads_come_one_by_one(bench: Bench) -> None:
+    bench.store.payload = "x" * MOST_BYTES
+    bench.store.answers = [[1]]
+    assert await bench.claimer.claim(3) == 1
+    bench.queue.take_back()
+    bench.claimer.suspects = True
+    async with bench.running():
+        await bench.asked(2)
+        assert bench.store.limits[1] == 1
+
+
+async def test_a_claim_that_brings_nothing_says_nothing_of_how_much_comes_through(
+    bench: Bench,
+) -> None:
+    bench.store.answers = [StorageRejectedError("too much"), []]
+    async with bench.running():
+        await bench.asked(2)
+        bench.claimer.wake()
+        await bench.asked(3)
+        assert bench.store.limits == [3, 1, 1]
 
 
 async def test_nothing_is_claimed_in_advance_beside_a_job_that_must_be_alone(bench: Bench) -> None:
@@ -276,6 +334,19 @@ async def test_jobs_that_were_not_started_in_time_end_the_claiming_in_advance(
     assert (len(bench.queue), bench.queue.demand.prefetch) == (1, 100)
     bench.claimer._give_back_overslept(100.0 + START_WITHIN)
     assert (len(bench.queue), bench.queue.demand.prefetch) == (0, 0)
+
+
+async def test_suspects_that_were_not_started_in_time_say_nothing_of_claiming_in_advance(
+    bench: Bench,
+) -> None:
+    """Rule 12: they never were."""
+    bench.queue.demand.prefetch = 100
+    token = bench.ledger.begin_claim()
+    jobs = [ClaimedJob(1, "mail", "default", 0, "{}", 0, 1, False, token)]
+    bench.ledger.claimed(token, jobs, 100.0)
+    bench.queue.put(jobs)
+    bench.claimer._give_back_overslept(100.0 + START_WITHIN)
+    assert (len(bench.queue), bench.queue.demand.prefetch) == (0, 100)
 
 
 def test_the_documented_figures() -> None:

@@ -35,7 +35,7 @@ class Store:
         self.gone: set[int] = set()
         self.superseded: set[int] = set()
         self.blocked: set[int] = set()
-        self.tried = asyncio.Event()
+        self.tried, self.troubled = asyncio.Event(), asyncio.Event()
         self.tries: Counter[int] = Counter()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -44,6 +44,7 @@ class Store:
         closed = [*closed]
         await self.gate.wait()
         if self.trouble:
+            self.troubled.set()
             raise self.trouble.pop(0)
         if self.bad & set(ids):
             raise StorageRejectedError("bad data")
@@ -360,6 +361,46 @@ async def test_what_its_own_transaction_removed_is_forgotten(bench: Bench) -> No
         bench.completer.dropped(second)
     assert bench.store.forgotten == [(1, 1)]
     assert not bench.ledger
+
+
+async def test_a_refusal_where_there_is_nothing_but_claims_to_forget_is_survived(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rule 14: no job is to blame; they are forgotten with the next write."""
+    first, second = bench.claim(1), bench.claim(2)
+    bench.store.trouble = [StorageRejectedError("not now")]
+    async with bench.running():
+        bench.completer.dropped(first[0])
+        async with asyncio.timeout(PATIENCE):
+            await bench.store.troubled.wait()
+        bench.completer.completed(second[0])
+    assert "claims that are over can't be forgotten yet: not now" in caplog.text
+    assert sorted(bench.store.forgotten) == [(1, 1), (1, 2)]
+
+
+async def test_a_burial_that_has_to_wait_is_written_without_another_outcome(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes from the other stream, which sleeps."""
+    (job,) = bench.claim(1)
+
+    async def refused_and_locked(*given: Any) -> Settled:
+        bench.store.blocked = {1}
+        raise StorageRejectedError("bad data")
+
+    monkeypatch.setattr(bench.store, "complete", refused_and_locked)
+    async with bench.running():
+        for _ in range(5):  # until all streams sleep
+            await asyncio.sleep(0)
+        bench.completer.completed(job)
+        async with asyncio.timeout(PATIENCE):
+            await bench.store.tried.wait()
+            bench.store.blocked = set()
+            while not bench.completer.idle:
+                bench.store.tried.clear()
+                await bench.store.tried.wait()
+                await asyncio.sleep(0)
+    assert isinstance(bench.store.settled[-1][0].transition, Bury)
 
 
 async def test_the_claims_of_a_dead_session_are_not_forgotten(bench: Bench) -> None:

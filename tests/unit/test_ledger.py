@@ -68,6 +68,17 @@ def test_a_token_closes_with_its_last_jobs() -> None:
     assert ledger.closing(guards(token, 3)) == [token]
 
 
+def test_who_waits_for_the_end_of_a_claim_is_called_once() -> None:
+    ledger, called = Ledger(), []
+    token = claim(ledger, 1, 2)
+    ledger.when_settled(token, lambda: called.append(token))
+    ledger.settled([Guard(1, token), Guard(2, token + 1)])
+    assert called == []
+    ledger.settled([Guard(2, token)])
+    ledger.settled([Guard(2, token)])
+    assert called == [token]
+
+
 def test_settling_twice_is_harmless() -> None:
     """A write with unknown outcome is booked again after its retry."""
     ledger = ledger_of_session()

@@ -49,6 +49,7 @@ TABLE: list[tuple[Outcome, int, Transition]] = [
     (Cancelled("why"), 0, Archive("cancelled", "why")),
     (Discarded("why", "trace"), 0, Bury("why", "trace")),
     (Snoozed(60), 2, Wait(60)),
+    (Snoozed(60, begun=False), 2, Wait(60, begun=False)),
     (Interrupted(), 2, Release()),
     (Crashed(), 0, Bury("its process died under it 2 times", attempted=False)),
 ]

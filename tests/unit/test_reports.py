@@ -10,7 +10,6 @@ import traceback
 from types import FrameType
 from typing import Any, cast
 
-import msgspec
 import pytest
 
 from workers import BackgroundJob
@@ -179,8 +178,8 @@ async def test_a_suspect_of_a_reaped_session_is_alone_until_it_has_ended(
 ) -> None:
     """Rule 20: in a thread it goes on, and may yet take the process and another suspect along."""
     (job,) = bench.claim(1)
-    job = msgspec.structs.replace(job, crashes=2)
     bench.gate.exclusive = True
+    bench.ledger.when_settled(job.token, bench.gate.free)
     if runs:
         task = asyncio.create_task(asyncio.Event().wait())
         bench.queue.running.add(Attempt(job, describe(Mail), task, 1, 0.0, True))
@@ -188,6 +187,18 @@ async def test_a_suspect_of_a_reaped_session_is_alone_until_it_has_ended(
         bench.queue.put([job])
     bench.reports.session_replaced(2)
     assert bench.gate.exclusive is runs
+    bench.completer.taken_away(job, 1)
+    assert not bench.gate.exclusive
+
+
+async def test_names_without_end_are_not_remembered_without_end(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are a producer's to choose."""
+    for number in range(1100):
+        bench.reports.maintained(Maintenance(alive=True, unknown=[(f"type{number}", "default")]))
+    assert len(bench.reports._warned) == 1000
+    assert caplog.text.count("register_job_type is missing") == 1000
 
 
 async def test_rescued_jobs_that_made_way_are_told(bench: Bench) -> None:

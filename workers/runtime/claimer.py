@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import anyio
 
@@ -19,6 +19,7 @@ from .. import failpoints
 from ..errors import StorageError, StorageUnavailableError
 from ..job import ClaimedJob
 from ..lifecycle import Release
+from ..registry import Registry
 from ..storage.base import Claimed, ClaimRequest, Guard, Scan, Storage
 from .appetite import Appetite
 from .completer import MOST_UNWRITTEN, Completer
@@ -26,7 +27,7 @@ from .gate import Gate
 from .ledger import Ledger
 from .work_queue import WorkQueue
 
-__all__ = ["SHARED_CRASHES", "Claimer"]
+__all__ = ["MOST_SUSPECTS", "SHARED_CRASHES", "Claimer", "fragile_types"]
 
 logger = logging.getLogger("workers")
 
@@ -34,10 +35,16 @@ logger = logging.getLogger("workers")
 START_WITHIN = 1.0
 #: Above this many crashes a suspect runs while no other one of the kind runs in the same runner.
 SHARED_CRASHES = 1
-#: The most suspects that one claim takes: if one of them kills the process, all of them must be alone from then on.
+#: The most suspects that one claim takes. If one of them kills the process, all of them must be alone from then on, also
+#: those that had not begun.
 MOST_SUSPECTS = 10
 _ANY_CRASHES = 32767
 _RETRY_MOST = 5.0
+
+
+def fragile_types(registry: Registry) -> set[str]:
+    """Job types of which each suspect must be alone: the next crash buries it, whoever's doing it is."""
+    return {kind.name for kind in registry if kind.policy.max_crashes == SHARED_CRASHES + 1}
 
 
 class Claimer:
@@ -52,13 +59,17 @@ class Claimer:
         gate: Gate,
         job_types: tuple[str, ...],
         max_batch: int,
+        *,
+        fragile: Collection[str] = (),
     ) -> None:
+        """`fragile`: see `fragile_types`."""
         self._storage = storage
         self._queue = queue
         self._ledger = ledger
         self._completer = completer
         self._gate = gate
         self._job_types = job_types
+        self._sociable = tuple(name for name in job_types if name not in fragile)
         self._appetite = Appetite(max_batch)
         self._more = True
         self._lost: list[tuple[int, int]] = []  # (session, token) of claims whose reply never came
@@ -102,7 +113,7 @@ class Claimer:
             prefetch = not (self._gate.exclusive or self.suspects)
             room = queue.room(prefetch=prefetch)
             if self.suspects and queue.idle:
-                await self.claim_suspects(min(queue.idle, MOST_SUSPECTS))
+                await self.claim_suspects(self._appetite.bound(min(queue.idle, MOST_SUSPECTS)))
                 continue
             if room and self._more:
                 limit = self._appetite.bound(room)
@@ -131,11 +142,13 @@ class Claimer:
     async def claim_suspects(self, limit: int) -> int:
         """One claim of jobs that were claimed when a process died: of those that may run beside each other or, when there
         are none, of a single one that must be alone. Returns how many came; -1 when it could not be made."""
-        claimed = await self._take(limit, Scan(suspects=SHARED_CRASHES))
-        if claimed is None:
-            return -1
-        if claimed.jobs:
-            return len(claimed.jobs)
+        if self._sociable:
+            scan = Scan(suspects=SHARED_CRASHES)
+            claimed = await self._take(limit, scan, self._sociable)
+            if claimed is None:
+                return -1
+            if claimed.jobs:
+                return len(claimed.jobs)
         if self._gate.exclusive:
             self.suspects = False
             self._gate.call_when_free(self.found_suspects)
@@ -149,7 +162,11 @@ class Claimer:
             claimed = await self._take(1, Scan(suspects=_ANY_CRASHES))
         finally:
             jobs = claimed.jobs if claimed is not None else ()
-            if not any(job.crashes > SHARED_CRASHES for job in jobs):
+            # it is alone until its end is written: if the next one kills the process, it is not to be counted again
+            alone = [job.token for job in jobs if self._must_be_alone(job)]
+            if alone:
+                self._ledger.when_settled(alone[0], gate.free)
+            else:
                 gate.free()
         if claimed is None:
             return -1
@@ -157,26 +174,35 @@ class Claimer:
             self.suspects = False
         return len(jobs)
 
-    async def _take(self, limit: int, scan: Scan) -> Claimed | None:
+    def _must_be_alone(self, job: ClaimedJob) -> bool:
+        return job.crashes > SHARED_CRASHES or job.job_type not in self._sociable
+
+    async def _take(
+        self, limit: int, scan: Scan, job_types: tuple[str, ...] | None = None
+    ) -> Claimed | None:
         try:
             with anyio.CancelScope(shield=True):
                 async with self._lock:
                     if not self._gate.is_open():
                         return None
                     await self._release_lost()
-                    return await self._claim_and_hand_over(limit, scan)
+                    return await self._claim_and_hand_over(
+                        limit, scan, job_types or self._job_types
+                    )
         except StorageError as error:
             self._appetite.choked(limit)
             await self._after_failure(error)
         return None
 
-    async def _claim_and_hand_over(self, limit: int, scan: Scan) -> Claimed:
+    async def _claim_and_hand_over(
+        self, limit: int, scan: Scan, job_types: tuple[str, ...]
+    ) -> Claimed:
         token, session = self._ledger.begin_claim(), self._ledger.session
         request = ClaimRequest(
             session=session,
             token=token,
             queue=self._queue.name,
-            job_types=self._job_types,
+            job_types=job_types,
             limit=limit,
             scan=scan,
         )
@@ -196,7 +222,8 @@ class Claimer:
             )
             self._failures = 0
         self._ledger.claimed(token, claimed.jobs, time.monotonic())
-        self._appetite.took(claimed.jobs)
+        if claimed.jobs:
+            self._appetite.took(claimed.jobs)
         # reaped while the reply was on its way: these are given back by whoever found that
         if session != self._ledger.session:
             self._ledger.settled([Guard(job.id, token) for job in claimed.jobs])
@@ -231,7 +258,8 @@ class Claimer:
         if oldest is None or now - self._ledger.claimed_at(oldest) < START_WITHIN:
             return
         late = self._queue.take_back(oldest)
-        self._queue.demand.overslept()
+        if any(not job.crashes for job in late):  # suspects were not claimed in advance
+            self._queue.demand.overslept()
         self.give_back(late)
         logger.debug(
             "queue %s: gave back %d jobs that no worker was free for", self._queue.name, len(late)
@@ -241,8 +269,6 @@ class Claimer:
         """Jobs that were never started become available again, uncounted."""
         for job in jobs:
             self._completer.ended(job, Release())
-            if job.crashes > SHARED_CRASHES:
-                self._gate.free()
 
     async def _wait(self, poll_in: float, queue: WorkQueue) -> None:
         """Until something calls for attention, the next poll, or the next look at what was claimed in advance."""

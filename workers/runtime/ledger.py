@@ -37,6 +37,7 @@ class Ledger:
         # token -> ids of its jobs; an id can be under two, when what was just given back is claimed again
         self._held: dict[int, set[int]] = {}
         self._claimed_at: dict[int, float] = {}
+        self._when_settled: dict[int, Callable[[], object]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
@@ -124,7 +125,13 @@ class Ledger:
                 del self._held[token]
                 self._claimed_at.pop(token, None)
                 emptied.append(token)
+                if self._when_settled and (callback := self._when_settled.pop(token, None)):
+                    callback()
         return self._of_this_session(emptied)
+
+    def when_settled(self, token: int, callback: Callable[[], object]) -> None:
+        """Call back once nothing is left of the claim."""
+        self._when_settled[token] = callback
 
     def _of_this_session(self, tokens: list[int]) -> list[int]:
         """What a session held when it was taken for dead is found by its claims: they are not this runner's to forget."""

@@ -13,7 +13,7 @@ from ..job import printable
 from ..log_aside import aside
 from ..storage.base import DeadSession, Maintenance, Storage, Wake
 from .attempt import ASK_AGAIN, Attempt, Fenced
-from .claimer import SHARED_CRASHES, Claimer
+from .claimer import Claimer
 from .completer import Completer
 from .executor import ThreadJobs
 from .gate import Gate
@@ -24,6 +24,9 @@ from .work_queue import WorkQueue
 __all__ = ["Reports"]
 
 logger = logging.getLogger("workers")
+
+#: Names in warnings may be a producer's: more than this says nothing new.
+_MOST_WARNINGS = 1000
 
 
 class Reports:
@@ -90,8 +93,6 @@ class Reports:
                 _disown(queue, attempt)
             for job in queue.take_back():
                 self._completer.dropped(job)
-                if job.crashes > SHARED_CRASHES:  # one that runs must be alone until it has ended
-                    self._gate.free()
         self._resume()
         text = "session %d was taken for dead and its jobs were given back; going on as %d"
         logger.error(text, old, session)
@@ -126,7 +127,7 @@ class Reports:
 
     def _warn(self, text: str) -> None:
         """Once in the life of this runner."""
-        if text not in self._warned:
+        if text not in self._warned and len(self._warned) < _MOST_WARNINGS:
             self._warned.add(text)
             logger.warning("%s", text)
 

@@ -78,6 +78,7 @@ class Stream(Generic[W]):
             self._aside_until = time.monotonic() + self._pause
             self._pause = min(RETRY_MOST, self._pause * 2)
         self._aside += items
+        self.event.set()  # they may come from another stream
 
     def poke(self) -> None:
         """Write, even if the batch is empty."""
@@ -162,6 +163,11 @@ class Stream(Generic[W]):
                     for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                         # of several kinds, those before the refused one are written
                         await self._persist(half, uncertain=True)
+                    return
+                if (
+                    not batch
+                ):  # it came for what else is to be written, which the next one takes along
+                    logger.warning("claims that are over can't be forgotten yet: %s", error)
                     return
                 if (again := await self._refused(batch[0], error)) is not None:
                     self.put_aside([again], uncertain)

@@ -23,7 +23,7 @@ from ..config import QueueConfig, RunnerConfig
 from ..errors import RunnerError
 from ..registry import Registry
 from ..storage.base import MaintenanceRequest, Storage
-from .claimer import Claimer
+from .claimer import Claimer, fragile_types
 from .completer import Completer
 from .crew import Crew
 from .driving import Deferred, insist
@@ -166,6 +166,7 @@ class Supervisor:
             self._gate,
             tuple(sorted(job_type.name for job_type in self._registry)),
             self._config.max_batch,
+            fragile=fragile_types(self._registry),
         )
 
     def _make_keeper(self) -> SessionKeeper:
@@ -184,9 +185,7 @@ class Supervisor:
         )
 
     def _make_worker(self, queue: WorkQueue) -> Worker:
-        return Worker(
-            queue, self._executor, self._registry, self.ledger, self.completer, self._gate
-        )
+        return Worker(queue, self._executor, self._registry, self.ledger, self.completer)
 
     def _start_writing(self) -> None:
         self._writer = asyncio.create_task(self.completer.run(), name="workers-completer")

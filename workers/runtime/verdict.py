@@ -15,8 +15,9 @@ from .failure import Hide, describe, storable, told
 
 __all__ = ["NoThread", "Stopped", "TooManyCrashes", "Undecodable", "outcome_of"]
 
-#: Seconds until a job is tried again whose code could not begin, for want of a transaction or a thread. Nothing is counted.
-_NOT_BEGUN_WAIT = 5.0
+#: A job whose code could not begin, for want of a transaction or a thread, is tried again in 5 s. Nothing is counted, or
+#: forgotten: it has not shown that it kills no process.
+_NOT_BEGUN = Snoozed(5.0, begun=False)
 
 
 class TooManyCrashes(Exception):  # noqa: N818
@@ -68,9 +69,9 @@ def _outcome_of(error: BaseException, attempt: Attempt, closing: bool) -> Outcom
         return Discarded(_text_of(error, hide), None if cause is None else describe(cause, hide))
     not_begun = attempt.scope is None
     if verdict is not None:
-        return Snoozed(_NOT_BEGUN_WAIT) if not_begun and isinstance(verdict, Failed) else verdict
+        return _NOT_BEGUN if not_begun and isinstance(verdict, Failed) else verdict
     if not_begun and issubclass(kind, StorageUnavailableError | NoThread):
-        return Snoozed(_NOT_BEGUN_WAIT)
+        return _NOT_BEGUN
     if issubclass(kind, asyncio.CancelledError):
         if closing:
             return Interrupted("the event loop is closing")

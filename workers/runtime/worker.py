@@ -15,11 +15,9 @@ from ..job import ClaimedJob
 from ..lifecycle import Bury, Completed, Delete, Failed, Release
 from ..registry import Registry
 from .attempt import ASK_AGAIN, Attempt
-from .claimer import SHARED_CRASHES
 from .completer import Completer
 from .driving import come_clean, is_struck
 from .executor import DONE, Ended, Executor
-from .gate import Gate
 from .job_log import is_talkative, log_end, log_overrun, log_start
 from .ledger import Ledger
 from .work_queue import WorkQueue
@@ -42,14 +40,12 @@ class Worker:
         registry: Registry,
         ledger: Ledger,
         completer: Completer,
-        gate: Gate,
     ) -> None:
         self._queue = queue
         self._executor = executor
         self._registry = registry
         self._ledger = ledger
         self._completer = completer
-        self._gate = gate
 
     async def run(self) -> None:
         """Work until the queue is closed, or until a job has made this task unfit for others."""
@@ -135,8 +131,6 @@ class Worker:
         queue.running.discard(attempt)
         if attempt.timer is not None:
             attempt.timer.cancel()
-        if job.crashes > SHARED_CRASHES:
-            self._gate.free()
         now = time.monotonic()
         duration = now - attempt.started
         queue.demand.ran(duration, returned=ended is DONE or type(ended[0]) is Completed)

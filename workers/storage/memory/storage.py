@@ -122,13 +122,13 @@ class MemoryStorage:
         if isinstance(transition, Retry) or (isinstance(transition, Bury) and transition.attempted):
             row.retries = min(row.retries + 1, MAX_COUNT)
             row.last_retry = tables.clock()
-        if isinstance(transition, Retry | Wait):
+        if isinstance(transition, Retry) or (isinstance(transition, Wait) and transition.begun):
             row.crashes = 0
         match transition:
             case Retry(delay, error):
                 row.last_error = error
                 return tables.wait(row, tables.due(delay))
-            case Wait(delay):
+            case Wait(delay, _):
                 return tables.wait(row, tables.due(delay))
             case Release():
                 return tables.wait(row)

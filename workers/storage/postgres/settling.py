@@ -68,7 +68,13 @@ def columns(kind: str, group: Sequence[Settlement]) -> dict[str, str]:
     else:
         given["delays"] = number_array([getattr(item, "delay", None) for item in transitions])
         given["counted"] = number_array([isinstance(item, Retry) for item in transitions])
+        given["cleared"] = number_array([_clears(item) for item in transitions])
     return given
+
+
+def _clears(transition: Any) -> bool:
+    """Whether the job has come to an end of its own, so that the deaths it was claimed in were not its doing."""
+    return isinstance(transition, Retry) or (isinstance(transition, Wait) and transition.begun)
 
 
 def settled(rows: Sequence[Sequence[Any]], blocked: Iterable[int] = ()) -> Settled:

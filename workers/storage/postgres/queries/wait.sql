@@ -4,12 +4,13 @@
 WITH guard AS (
     SELECT *
     FROM unnest(
-        %(ids)s::bigint[], %(tokens)s::bigint[], %(delays)s::float8[], %(errors)s::text[], %(counted)s::boolean[]
-    ) AS guard (id, token, delay, error, counted)
+        %(ids)s::bigint[], %(tokens)s::bigint[], %(delays)s::float8[], %(errors)s::text[], %(counted)s::boolean[],
+        %(cleared)s::boolean[]
+    ) AS guard (id, token, delay, error, counted, cleared)
 ), held AS MATERIALIZED (
     SELECT *, nextval('background_jobs_position_seq') AS position
     FROM (
-        SELECT job.id, guard.delay, guard.error, guard.counted
+        SELECT job.id, guard.delay, guard.error, guard.counted, guard.cleared
         FROM background_jobs AS job JOIN guard ON job.id = guard.id AND job.claim_token = guard.token
         WHERE job.id = ANY(%(ids)s::bigint[]) AND job.session_id = %(session)s
         ORDER BY job.id
@@ -20,8 +21,7 @@ WITH guard AS (
     SET session_id = NULL,
         claim_token = NULL,
         retries = CASE WHEN held.counted THEN least(job.retries, 2147483646) + 1 ELSE job.retries END,
-        -- it has come to an end of its own: those deaths were not its doing
-        crashes = CASE WHEN held.counted OR held.delay IS NOT NULL THEN 0 ELSE job.crashes END,
+        crashes = CASE WHEN held.cleared THEN 0 ELSE job.crashes END,
         last_retry = CASE WHEN held.counted THEN now() ELSE job.last_retry END,
         last_error = coalesce(held.error, job.last_error),
         run_at = workers_run_at(NULL, held.delay),

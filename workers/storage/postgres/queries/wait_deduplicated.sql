@@ -4,14 +4,15 @@
 WITH guard AS (
     SELECT *
     FROM unnest(
-        %(ids)s::bigint[], %(tokens)s::bigint[], %(delays)s::float8[], %(errors)s::text[], %(counted)s::boolean[]
-    ) AS guard (id, token, delay, error, counted)
+        %(ids)s::bigint[], %(tokens)s::bigint[], %(delays)s::float8[], %(errors)s::text[], %(counted)s::boolean[],
+        %(cleared)s::boolean[]
+    ) AS guard (id, token, delay, error, counted, cleared)
 ), gone AS (
     DELETE FROM background_jobs AS job
     USING guard
     WHERE job.id = ANY(%(ids)s::bigint[]) AND job.session_id = %(session)s
         AND job.id = guard.id AND job.claim_token = guard.token
-    RETURNING job.*, guard.delay, guard.error, guard.counted
+    RETURNING job.*, guard.delay, guard.error, guard.counted, guard.cleared
 ), back AS (
     INSERT INTO background_jobs AS job (
         id, job_type, data, retries, last_retry, created_at, priority, crashes, deduplicated, queue, run_at, dedup_key, last_error
@@ -20,7 +21,7 @@ WITH guard AS (
         id, job_type, data,
         CASE WHEN counted THEN least(retries, 2147483646) + 1 ELSE retries END,
         CASE WHEN counted THEN now() ELSE last_retry END,
-        created_at, priority, CASE WHEN counted OR delay IS NOT NULL THEN 0 ELSE crashes END, true, queue,
+        created_at, priority, CASE WHEN cleared THEN 0 ELSE crashes END, true, queue,
         workers_run_at(NULL, delay), workers_dedup_key(job_type, data, priority), coalesce(error, last_error)
     FROM gone
     ORDER BY id
