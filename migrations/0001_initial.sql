@@ -57,6 +57,18 @@ CREATE TABLE background_jobs (
 
 ALTER SEQUENCE background_jobs_position_seq OWNED BY background_jobs.position;
 
+-- Some encodings can hold what no client can be sent: one such row would fail every claim that meets it, and housekeeping.
+DO $$
+BEGIN
+    IF getdatabaseencoding() <> 'UTF8' THEN
+        ALTER DOMAIN workers_payload ADD CONSTRAINT workers_payload_encoding
+            CHECK (convert_to(VALUE::text, 'UTF8') IS NOT NULL);
+        ALTER TABLE background_jobs ADD CONSTRAINT background_jobs_encoding
+            CHECK (convert_to(job_type || coalesce(queue, ''), 'UTF8') IS NOT NULL);
+    END IF;
+END
+$$;
+
 -- No index here, and no predicate, mentions a column that the claim of an ordinary row changes. No row is in two of the first
 -- four, and each query fits one of them alone: which one to take is never left to statistics.
 CREATE INDEX background_jobs_fetch ON background_jobs (queue, priority DESC, position)
@@ -218,6 +230,9 @@ DECLARE
     queues    text[];
     places    bigint[];
 BEGIN
+    IF $3 IS NULL THEN
+        RAISE 'workers: priority must be between -32768 and 32767' USING ERRCODE = 'check_violation';
+    END IF;
     PERFORM workers_check_jobs($1, $4, $2);
     SELECT array_agg(nextval('background_jobs_id_seq')), array_agg(nextval('background_jobs_position_seq'))
     INTO ids, positions FROM generate_series(1, cardinality($2));

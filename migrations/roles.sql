@@ -20,7 +20,10 @@ DECLARE
         AND tablename = ANY(tables) AND tableowner <> migrator AND right(tableowner, 9) = '_migrator');
     item          record;
 BEGIN
-    IF prefix COLLATE "C" !~ '^[A-Za-z0-9_.:-]{1,54}$' THEN
+    IF NOT EXISTS (SELECT FROM pg_tables WHERE schemaname = schema AND tablename = 'workers_migrations') THEN
+        RAISE 'workers: there are no tables in schema %, the first one of the search_path', schema USING
+            ERRCODE = 'undefined_table', HINT = 'Apply the migrations there, or SET search_path.';
+    ELSIF prefix COLLATE "C" !~ '^[A-Za-z0-9_.:-]{1,54}$' THEN
         RAISE 'workers: a prefix of roles must be 1 to 54 letters, digits or _ . : -' USING ERRCODE = 'invalid_name';
     -- a function or operator that anybody puts there would be run by those that run as their owner
     ELSIF has_schema_privilege('public', schema, 'CREATE') THEN

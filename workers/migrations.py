@@ -7,7 +7,8 @@ the newest version or where it was before.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -59,6 +60,9 @@ WHERE schemaname = current_schema() AND tablename = 'workers_migrations'
 PIN_SCHEMA = "SELECT set_config('search_path', quote_ident(current_schema()), true)"
 SET_ROLE = "SELECT set_config('role', %s, true)"
 SET_SEARCH_PATH = "SELECT set_config('search_path', %s, true)"
+# Whoever waits for a table keeps all others from it who come after: jobs that are claimed, and enqueued.
+BE_BRIEF = """\
+SELECT set_config('lock_timeout', '5s', true) WHERE current_setting('lock_timeout') = '0'"""
 RECORD = "INSERT INTO workers_migrations (version, name) VALUES (%s, %s)"
 
 
@@ -81,7 +85,8 @@ def migrate(target: Target) -> list[str] | Coroutine[Any, Any, list[str]]:
     and find nothing to do. Versions newer than this library's own are left alone.
 
     Returns the names of the migrations that were applied, oldest first; [] if there were none.
-    Raises MigrationError when the connection has no current schema, ConfigurationError for a DSN that can't be read,
+    Raises MigrationError when the connection has no current schema, and when somebody's transaction uses the tables for
+    longer than 5 s (or the connection's own lock_timeout), ConfigurationError for a DSN that can't be read,
     UnsupportedConnectionError for another kind of connection, and psycopg.Error.
     """
     return run_steps(target, _migrate, "migrate")
@@ -115,11 +120,15 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
     schema = yield SCHEMA_OID, None
     if not schema:
         raise MigrationError("no schema in this connection's search_path exists: create one first")
+    # most calls find nothing to do, and wait for nobody
+    if (yield TABLE_EXISTS, None) and not _pending((yield VERSIONS, None)):
+        return []
     yield LOCK, schema[0]
     if not (yield TABLE_EXISTS, None):
         yield CREATE_TABLE, None
-    applied = {version for (version,) in (yield VERSIONS, None)}
-    pending = [m for m in _load() if m.version not in applied]
+    pending = _pending((yield VERSIONS, None))
+    if own_transaction:
+        yield BE_BRIEF, None
     other = (yield OWNER, None) if pending else []
     for owner, _, _ in other:
         yield PIN_SCHEMA, None
@@ -131,6 +140,11 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
         yield SET_ROLE, (role,)
         yield SET_SEARCH_PATH, (search_path,)
     return [m.name for m in pending]
+
+
+def _pending(applied: list[Any]) -> list[Migration]:
+    versions = {version for (version,) in applied}
+    return [m for m in _load() if m.version not in versions]
 
 
 def _check(_own_transaction: bool) -> Steps[None]:
@@ -182,10 +196,21 @@ def run_steps(
     raise UnsupportedConnectionError(f"expected a DSN or a psycopg connection, not {kind}{advice}")
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable as error:
+        raise MigrationError(
+            "somebody's transaction, a transactional job's perhaps, uses the tables for longer than this waits "
+            "(lock_timeout); nothing was changed: try again when it is over"
+        ) from error
+
+
 def _run_sync(conn: psycopg.Connection[Any], plan: Callable[[bool], Steps[T]]) -> T:
     steps = plan(conn.info.transaction_status == TransactionStatus.IDLE)
     # not the connection's own kind of cursor, which may know $1 only
-    with conn.transaction(), psycopg.Cursor(conn, row_factory=tuple_row) as cur:
+    with _explained(), conn.transaction(), psycopg.Cursor(conn, row_factory=tuple_row) as cur:
         try:
             query, params = next(steps)
             while True:
@@ -197,11 +222,12 @@ def _run_sync(conn: psycopg.Connection[Any], plan: Callable[[bool], Steps[T]]) -
 
 async def _run_async(conn: psycopg.AsyncConnection[Any], plan: Callable[[bool], Steps[T]]) -> T:
     steps = plan(conn.info.transaction_status == TransactionStatus.IDLE)
-    async with conn.transaction(), psycopg.AsyncCursor(conn, row_factory=tuple_row) as cur:
-        try:
-            query, params = next(steps)
-            while True:
-                await cur.execute(query, params, prepare=False)  # it may be several commands
-                query, params = steps.send(await cur.fetchall() if cur.description else [])
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]  # StopIteration carries no type
+    with _explained():
+        async with conn.transaction(), psycopg.AsyncCursor(conn, row_factory=tuple_row) as cur:
+            try:
+                query, params = next(steps)
+                while True:
+                    await cur.execute(query, params, prepare=False)  # it may be several commands
+                    query, params = steps.send(await cur.fetchall() if cur.description else [])
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]  # StopIteration carries no type

@@ -13,7 +13,16 @@ import psycopg
 
 from .config import check_name
 from .errors import ConfigurationError, MigrationError
-from .migrations import LOCK, SCHEMA_OID, Steps, Target, migration_file, run_steps
+from .migrations import (
+    BE_BRIEF,
+    LOCK,
+    SCHEMA_OID,
+    TABLE_EXISTS,
+    Steps,
+    Target,
+    migration_file,
+    run_steps,
+)
 
 __all__ = ["PREFIX", "apply_roles", "role_names", "roles_sql"]
 
@@ -86,8 +95,9 @@ def apply_roles(target: Target, prefix: str = PREFIX) -> list[str] | Coroutine[A
     the migrator's, and whoever called this a member of that. Roles belong to the server: give databases that share one,
     and are to be kept apart, a prefix each. A schema has one prefix.
 
-    Returns the names of the roles. Raises MigrationError, with what to do, where the user may not, or the schema is not
-    safe; ConfigurationError for a prefix that can't be one; UnsupportedConnectionError; psycopg.Error.
+    Returns the names of the roles. Raises MigrationError, with what to do, where the user may not, the schema is not safe,
+    or somebody's transaction uses the tables for long; ConfigurationError for a prefix that can't be one;
+    UnsupportedConnectionError; psycopg.Error.
     """
     names = role_names(prefix)
     return run_steps(target, partial(_apply, prefix, names), "apply_roles")
@@ -108,12 +118,12 @@ def role_names(prefix: str) -> list[str]:
     return [f"{prefix}_{role}" for role in _ROLES]
 
 
-def _apply(prefix: str, names: list[str], _own_transaction: bool) -> Steps[list[str]]:
+def _apply(prefix: str, names: list[str], own_transaction: bool) -> Steps[list[str]]:
     migrator = names[-1]
     for schema in (yield SCHEMA_OID, None):
         yield LOCK, schema
     found = yield _SCHEMA, (names, migrator)
-    if not found or not (yield "SELECT to_regclass('workers_migrations')", None)[0][0]:
+    if not found or not (yield TABLE_EXISTS, None):
         raise MigrationError("there are no tables to grant anything on: run `workers migrate`")
     if other := (yield _OTHER_MIGRATOR, (migrator,)):
         raise MigrationError(_one_prefix(other[0][0], prefix))
@@ -126,6 +136,8 @@ def _apply(prefix: str, names: list[str], _own_transaction: bool) -> Steps[list[
             f"{owned} belongs to {owner}, and only its owner can grant rights on it: "
             f"run `workers migrate --roles` as {owner}, as a member of it, or as a superuser"
         )
+    if own_transaction:
+        yield BE_BRIEF, None
     yield _SET_PREFIX, (prefix,)
     yield migration_file("roles.sql"), None
     return names

@@ -111,6 +111,20 @@ async def test_second_caller_waits_for_the_first_transaction(raw_database_url: s
         assert await waiting == NAMES
 
 
+def test_who_finds_nothing_to_do_waits_for_nobody(database_url: str) -> None:
+    """Any user of the database may hold that lock, and applications call this at each start."""
+    with psycopg.connect(database_url) as holder, psycopg.connect(database_url) as conn:
+        ((schema,),) = holder.execute(migrations.SCHEMA_OID).fetchall()
+        holder.execute(migrations.LOCK, [schema])
+        conn.execute("SET lock_timeout = '1s'")
+        assert migrate(conn) == []
+
+
+def test_tables_are_not_waited_for_without_end() -> None:
+    """Or all who come after would wait, too; longer than that only where the connection says so."""
+    assert "'5s'" in migrations.BE_BRIEF
+
+
 def test_no_notices(raw_database_url: str) -> None:
     with psycopg.connect(raw_database_url) as conn:
         notices: list[str | None] = []

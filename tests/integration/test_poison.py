@@ -184,6 +184,34 @@ async def test_an_error_that_the_database_has_no_letters_for(
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
+async def test_what_no_client_can_be_sent_is_refused(
+    server: TestServer, admin: psycopg.Connection
+) -> None:
+    """Of an encoding with holes: one such row would stop its queue, one such name all housekeeping."""
+    name = f"windows_{secrets.token_hex(6)}"
+    admin.execute(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'WIN1252' LC_COLLATE 'C' LC_CTYPE 'C'".encode()
+    )
+    try:
+        url = make_conninfo(server.dsn, dbname=name)
+        migrate(url)
+        insert = "INSERT INTO background_jobs (job_type, data, queue) VALUES ({}, {}, {})"
+        good = "'good'", """'{"number": 1}'""", "'default'"
+        hole = "'a' || chr(129)"
+        with psycopg.connect(url, autocommit=True, client_encoding="UTF8") as conn:
+            for place, what in enumerate((hole, f"jsonb_build_object('x', {hole})", hole)):
+                row = (*good[:place], what, *good[place + 1 :])
+                with pytest.raises(psycopg.DatabaseError):
+                    conn.execute(insert.format(*row).encode())
+            conn.execute(insert.format(*good).encode())
+            world = World()
+            async with running(url, Good, context=world):
+                await eventually(conn, COUNT, [(0,)])
+        assert world.seen == [1]
+    finally:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 async def test_the_outcome_that_is_refused_alone_is_buried(
     pool: AsyncPool, conn: psycopg.Connection
 ) -> None:

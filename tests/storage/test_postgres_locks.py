@@ -20,7 +20,7 @@ from workers import migrate
 from workers.errors import StorageError, StorageUnavailableError
 from workers.lifecycle import Release, Transition
 from workers.storage.base import DeadSession, Guard
-from workers.storage.postgres import checkout, staging
+from workers.storage.postgres import apart, checkout, staging
 from workers.storage.postgres.claiming import THOROUGH
 
 JOB = b"SELECT FROM background_jobs WHERE id = %s FOR UPDATE"
@@ -226,6 +226,35 @@ async def test_rescue_leaves_what_is_locked_to_the_next_sweep(
     assert dead.jobs == 1
     assert postgres.sessions() == {runner.session}
     assert ids(await runner.take(suspects=1)) == [locked]
+
+
+async def test_a_rescue_that_takes_long_goes_on_in_parts(
+    postgres: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 26: payloads may be such that one statement for all would take longer than the link waits, each time anew."""
+    monkeypatch.setattr(apart, "_LONGEST", "250ms")
+    runner, other = postgres.runner(), postgres.runner("other")
+    await postgres.storage.enqueue(mails(16, deduplicated=True))
+    await other.take(limit=16)
+    await other.crash()
+    suspect(runner)
+    postgres.conn.execute(
+        """
+        CREATE TABLE took (seconds float);
+        CREATE FUNCTION crawl() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_sleep(0.05);
+            INSERT INTO took SELECT extract(epoch FROM clock_timestamp() - statement_timestamp());
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER crawl AFTER DELETE ON background_jobs FOR EACH ROW EXECUTE FUNCTION crawl();
+        """
+    )
+    dead = sweep(runner)
+    assert sum(session.jobs for session in dead) == 16
+    ((longest, rows),) = postgres.conn.execute("SELECT max(seconds), count(*) FROM took").fetchall()
+    assert rows == 16
+    assert longest < 0.5, "0.8 s it would be at once"
 
 
 async def test_a_session_stays_while_a_claim_of_it_is_on_its_way(

@@ -138,6 +138,13 @@ def test_batches_are_checked(
     assert conn.execute("SELECT count(*) FROM background_jobs").fetchone() == (0,)
 
 
+def test_a_priority_that_is_none(producer: psycopg.Connection) -> None:
+    """Not: an identical one waits."""
+    query = "SELECT workers_enqueue_deduplicated('mail', '{\"{}\"}', NULL, 'q', NULL)"
+    with pytest.raises(CheckViolation, match="priority must be"):
+        producer.execute(query)
+
+
 def test_white_space_before_an_object(producer: psycopg.Connection) -> None:
     query = "SELECT workers_enqueue_deduplicated('mail', ARRAY[%s], 0::smallint, 'q', NULL)"
     assert producer.execute(query, [" \r\n\t{}"]).fetchone()

@@ -202,6 +202,40 @@ def test_without_tables(place: Place) -> None:
         apply_roles(place.url, place.prefix)
 
 
+@pytest.mark.parametrize("as_sql", [False, True])
+def test_tables_in_another_schema_of_the_search_path(
+    admin: psycopg.Connection, place: Place, as_sql: bool
+) -> None:
+    """Half of the rights would be on this one, and half on that one."""
+    migrate(place.url)
+    prefix, script = place.prefix, roles_sql(place.prefix).encode()
+    front = f"{prefix}_front"
+    admin.execute(
+        sql.SQL("CREATE SCHEMA {} AUTHORIZATION {}").format(
+            *map(sql.Identifier, (front, place.owner))
+        )
+    )
+    with psycopg.connect(place.url, autocommit=True) as conn:
+        conn.execute(f"SET search_path = {front}, {place.schema}".encode())
+        apply = (lambda: conn.execute(script)) if as_sql else (lambda: apply_roles(conn, prefix))
+        with pytest.raises((MigrationError, psycopg.errors.UndefinedTable), match="no tables"):
+            apply()
+    assert role_names(admin, place.prefix) == set()
+
+
+def test_tables_that_somebody_uses_for_long(admin: psycopg.Connection, place: Place) -> None:
+    """Whoever waits for them keeps everybody else from them."""
+    migrate(place.url)
+    with psycopg.connect(place.url) as job, psycopg.connect(place.url) as conn:
+        job.execute("SELECT FROM background_jobs FOR UPDATE")
+        conn.execute("SET lock_timeout = '50ms'")
+        conn.commit()
+        with pytest.raises(MigrationError, match="somebody's transaction"):
+            apply_roles(conn, place.prefix)
+        assert conn.execute("SELECT workers_enqueue('mail', '{}')").fetchone() == (1,)
+    assert role_names(admin, place.prefix) == set()
+
+
 def test_without_createrole(admin: psycopg.Connection, place: Place) -> None:
     migrate(place.url)
     admin.execute(sql.SQL("ALTER ROLE {} NOCREATEROLE").format(sql.Identifier(place.owner)))

@@ -15,6 +15,7 @@ from tests.storage.engines import LEASE, PostgresEngine
 from workers.errors import StorageUnavailableError
 from workers.storage.postgres import listener, session, strays
 from workers.storage.postgres.links import AsyncLink, Link, SilentLinkError
+from workers.storage.postgres.statements import statement
 
 #: Seconds that the links of these tests wait.
 SHORT = 0.3
@@ -95,6 +96,25 @@ async def test_a_half_open_control_link_is_given_up(far: PostgresEngine, proxy: 
     proxy.thaw()
     assert runner.control.recover(LEASE)
     assert runner.maintain().alive
+
+
+async def test_a_look_for_strays_is_bounded_whatever_there_is(postgres: PostgresEngine) -> None:
+    """Names are a producer's to choose: neither their number nor what is told of them grows without end."""
+    runner = postgres.runner()
+    insert = """
+        INSERT INTO background_jobs (job_type, data, queue, created_at)
+        SELECT 'type ' || n, '{}', CASE WHEN n > 3000 THEN 'queue ' || n END, now() - interval '1 minute'
+        FROM generate_series(1, 6000) AS n
+    """
+    postgres.conn.execute(insert)
+    started = runner.maintain()
+    assert len(started.unknown) == 100
+    walk = statement("stray").partition("SELECT DISTINCT")[0] % {
+        "queues": "'{}'",
+        "job_types": "'{}'",
+    }
+    count = "SELECT (SELECT count(*) FROM queues), (SELECT count(*) FROM homeless)"
+    assert postgres.conn.execute((walk + count).encode()).fetchall() == [(1000, 1000)]
 
 
 async def test_a_look_for_strays_that_takes_too_long_takes_nothing_along(

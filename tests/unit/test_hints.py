@@ -241,6 +241,26 @@ def test_a_complete_thorough_scan_needs_no_follow_up(claims: Claims) -> None:
     assert not claims.scan(*jobs(20))[1]
 
 
+def test_a_priority_of_jobs_for_others_is_not_walked_by_every_scan(claims: Claims) -> None:
+    """Rule 10: hundreds of thousands of a type that this runner does not know; the thorough scans are left, and notices."""
+    claims.hints.noticed(9, 1)
+    assert claims.scan(took=COSTLY)[0].priorities == [9, 5, 0]
+    assert claims.scan(*jobs(20))[0].priorities == [0], "one hint stays"
+    claims.hints.noticed(9, 500)
+    assert claims.scan(*jobs(21))[0].positions == [500, 21]
+
+
+def test_a_costly_scan_that_found_something_keeps_its_hints(claims: Claims) -> None:
+    claims.scan(*jobs(10, priority=5), *jobs(5), took=COSTLY)
+    assert claims.scan()[0].priorities == [5, 0]
+
+
+def test_no_hint_is_beyond_the_last_position(claims: Claims) -> None:
+    """Rule 21: a claim from there would be refused."""
+    claims.scan(*jobs(2**63 - 1))
+    assert claims.scan()[0].positions[-1] == 2**63 - 1
+
+
 def test_sixteen_priorities_have_a_hint() -> None:
     """Rule 10: the ones used last; thorough scans find the rest."""
     claims = Claims()

@@ -17,6 +17,8 @@ _Rows = list[tuple[Any, ...]]
 
 #: The lease is waiting to be renewed: no more than this many waits of 10 ms in one go.
 _MAX_BLOCKED = 100
+#: Nor is a statement to take longer than this, whatever is in its rows: the link would be given up, and nothing come of it.
+_LONGEST = "3s"
 
 
 class Apart:
@@ -70,9 +72,9 @@ class Apart:
 
     def _try(self, step: Callable[[], _Rows], lock_timeout: str) -> _Rows | None:
         try:
-            with self._link.transaction(lock_timeout=lock_timeout):
+            with self._link.transaction(lock_timeout=lock_timeout, statement_timeout=_LONGEST):
                 return step()
-        except psycopg.errors.LockNotAvailable:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
             return None
 
     def _forget(self) -> None:

@@ -55,8 +55,6 @@ _TRANSIENT = (
     TimeoutError,
     OSError,
 )
-#: Filed under OperationalError, but never going to work: too large, too complex.
-_LIMITS = (errors.ProgramLimitExceeded, errors.StatementTooComplex)
 _MISSING = (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedColumn)
 
 
@@ -71,7 +69,15 @@ def translated() -> Iterator[None]:
         ) from error
     except errors.InsufficientPrivilege as error:
         raise StorageRejectedError(f"{_first_line(error)}; {RIGHTS}") from error
-    except (*_LIMITS, UnicodeError) as error:
+    except errors.ProgramLimitExceeded as error:
+        if is_notify_queue_full(error):  # somebody listens, and has been in a transaction for long
+            raise StorageUnavailableError(
+                f"notifications can't be sent now: {_first_line(error)}"
+            ) from error
+        raise StorageRejectedError(
+            f"the database can't store this: {_first_line(error)}"
+        ) from error
+    except (errors.StatementTooComplex, UnicodeError) as error:
         raise StorageRejectedError(
             f"the database can't store this: {_first_line(error)}"
         ) from error
@@ -88,6 +94,12 @@ def translated() -> Iterator[None]:
         raise StorageRejectedError(
             f"the database refused a statement: {_first_line(error)}"
         ) from error
+
+
+def is_notify_queue_full(error: BaseException | None) -> bool:
+    """Whether the server has no room left for notifications. (Of the whole server: any application's listener may be the
+    reason. The word is in the message in every language.)"""
+    return isinstance(error, errors.ProgramLimitExceeded) and "NOTIFY" in str(error)
 
 
 def is_locked(error: StorageUnavailableError) -> bool:
@@ -157,15 +169,22 @@ class Checkout:
         limits = f"SET LOCAL lock_timeout = '{lock_timeout}'; " if lock_timeout else ""
         text = settings("SET LOCAL", planner) + limits + sql
 
-        async def work(conn: psycopg.AsyncConnection[Any]) -> Sequence[tuple[Any, ...]]:
+        async def work(
+            conn: psycopg.AsyncConnection[Any], first: str = ""
+        ) -> Sequence[tuple[Any, ...]]:
             # several statements in one message are a transaction of their own
             async with psycopg.AsyncClientCursor(conn, row_factory=tuple_row) as cursor:
-                await cursor.execute(text, params)
+                await cursor.execute(first + text, params)
                 while cursor.nextset():
                     pass
                 return await cursor.fetchall() if cursor.description else []
 
-        return await self.run(work)
+        try:
+            return await self.run(work)
+        except StorageUnavailableError as error:
+            if not is_notify_queue_full(error.__cause__):
+                raise
+        return await self.run(lambda conn: work(conn, "SET LOCAL workers.notify = 'off'; "))
 
     async def run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
         """Do `work`, which is one statement or one transaction; raises the port's errors."""

@@ -58,12 +58,15 @@ class ControlLink:
         self._connect = connect
         self._pooled = pooled
         self.pooled = False
+        #: Notifications are left out.
+        self.hushed = False
         #: The connection, while there is one.
         self.conn: Link | None = None
 
     def open(self, patience: float) -> None:
         """A new connection, whose server may be silent for `patience` seconds."""
         self.abandon()
+        self.hushed = False
         self.pooled = self._pooled()
         self.conn = self._connect()
         self.conn.patience = patience
@@ -103,19 +106,34 @@ class ControlLink:
                 return cursor.fetchall() if cursor.description else []
         # several statements in one message are a transaction of their own
         with psycopg.ClientCursor(conn, row_factory=tuple_row) as cursor:
-            cursor.execute(_LOCAL + sql, params)
+            cursor.execute(self._local() + sql, params)
             while cursor.nextset():
                 pass
             return cursor.fetchall() if cursor.description else []
 
     @contextmanager
-    def transaction(self, *, lock_timeout: str = "2s") -> Iterator[None]:
+    def transaction(
+        self, *, lock_timeout: str = "2s", statement_timeout: str = f"{STATEMENT_SECONDS:.0f}s"
+    ) -> Iterator[None]:
         """A transaction, or a part of one."""
         with self._connected().transaction():
             if self.pooled:
-                self._connected().execute(_LOCAL.encode())
-            self.fetch("SELECT set_config('lock_timeout', %(most)s, true)", most=lock_timeout)
+                self._connected().execute(self._local().encode())
+            self.fetch(
+                "SELECT set_config('lock_timeout', %(lock)s, true), set_config('statement_timeout', %(statement)s, true)",
+                lock=lock_timeout,
+                statement=statement_timeout,
+            )
             yield
+
+    def hush(self, hushed: bool) -> None:
+        """Leave out notifications, on this connection, or send them again."""
+        self.hushed = hushed
+        if not self.pooled:
+            self.fetch("SET workers.notify = 'off'" if hushed else "RESET workers.notify")
+
+    def _local(self) -> str:
+        return _LOCAL + ("SET LOCAL workers.notify = 'off'; " if self.hushed else "")
 
     def be_patient(self, seconds: float) -> None:
         """From now on the server may be silent for so long."""

@@ -16,7 +16,7 @@ On a healthy server a thorough scan takes about a millisecond, so that nearly ev
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum
 
 import msgspec
@@ -34,6 +34,8 @@ THOROUGH_SHARE = 50
 MAX_PAUSE = 30.0
 #: Seconds from which on one is not waited for with jobs in hand.
 COSTLY = 0.02
+#: The last position there can be.
+_LAST = 2**63 - 1
 
 
 class ScanKind(Enum):
@@ -112,18 +114,27 @@ class ScanHints:
             self._duration = duration
             self._cut = not short
         # positions rise within a priority: the last one counts
-        ends = {job.priority: position + 1 for job, position in jobs}
+        ends = {job.priority: min(position + 1, _LAST) for job, position in jobs}
         for priority, end in ends.items():
             self._next[priority] = max(end, self._next.pop(priority, 0))
         if jobs and not short and plan.kind is not ScanKind.HINTED:
             # it stopped behind the hint, where more may wait
             last = jobs[-1][0].priority
             self._next[last] = ends[last]
+        if plan.kind is ScanKind.HINTED and short and duration >= COSTLY:
+            self._drop_barren(plan, ends)
         if self._meanwhile:
             self._pull_back({(job.priority, position) for job, position in jobs})
         while len(self._next) > MAX_PRIORITIES:
             del self._next[next(iter(self._next))]
         return short and self._cut
+
+    def _drop_barren(self, plan: Plan, ends: Collection[int]) -> None:
+        """What is there is not for this runner, jobs of other types above all, and was walked in vain: it is left to the
+        thorough scans. One hint stays, or each scan would be one."""
+        for priority in plan.priorities:
+            if priority not in ends and len(self._next) > 1:
+                self._next.pop(priority, None)
 
     def _pause(self, now: float, duration: float) -> float:
         """Seconds until the next thorough scan, after one that took `duration`.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -14,7 +15,7 @@ from ...errors import StorageError
 from ...log_aside import aside as logger
 from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
 from .apart import Apart
-from .checkout import translated
+from .checkout import is_notify_queue_full, translated
 from .control_link import ControlLink
 from .literals import number_array
 from .settling import settled
@@ -49,6 +50,34 @@ _LOCK_SESSION, _END, _END_CLAIMS = map(statement, ("lock_session", "end_session"
 _HELD_IDS, _WAIT, _WAIT_DEDUPLICATED = map(statement, ("held_ids", "wait", "wait_deduplicated"))
 _LOCKED = statement("locked_session")
 
+#: After the server had no room for notifications, none are sent for so long.
+_HUSHED_SECONDS = 60.0
+_HUSHED = (
+    "the server has no room left for notifications, as somebody who listens has been in a transaction for long: "
+    "this runner's housekeeping does without for %g s"
+)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _notifying(
+    work: Callable[Concatenate[PostgresControl, _P], _T],
+) -> Callable[Concatenate[PostgresControl, _P], _T]:
+    """What jobs and sessions depend on does not depend on notifications."""
+
+    @functools.wraps(work)
+    def insisted(self: PostgresControl, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return work(self, *args, **kwargs)
+        except StorageError as error:
+            if not is_notify_queue_full(error.__cause__):
+                raise
+        self._hush()
+        return work(self, *args, **kwargs)
+
+    return insisted
+
 
 class PostgresControl:
     """See `storage.base.Control`."""
@@ -68,6 +97,7 @@ class PostgresControl:
         self._judge_locks_at = self._judge_leases_at = 0.0
         self._strays, self._staging = Strays(clock), Staging(clock)
         self._rescues, self._releases = Apart(link), Apart(link)
+        self._hushed_until = 0.0
 
     def open(self, name: str, lease: float, queues: Collection[str] = ()) -> int:
         """Connect and register: first the lock, then the row."""
@@ -99,10 +129,13 @@ class PostgresControl:
                 )
             )
 
+    @_notifying
     def maintain(self, request: MaintenanceRequest, *, probe: str | None = None) -> Maintenance:
         """One statement; see queries/maintain.sql."""
         now = self._clock()
         with translated():
+            if self._link.hushed and now >= self._hushed_until:
+                self._link.hush(False)
             if not self._locked and self._link.lock(self._session):
                 self._fetch(_LOCKED, session=self._session)
                 self._locked = True
@@ -117,7 +150,7 @@ class PostgresControl:
                 job_types=list(request.declared),
                 declared_queues=list(request.declared.values()),
                 queues=list(request.queues),
-                probe=probe,
+                probe=None if self._link.hushed else probe,
                 stage=self._staging.is_due(now),
             )
         self._staging.looked(now, rows)
@@ -141,6 +174,7 @@ class PostgresControl:
             unknown=[(job_type, queue) for job_type, queue, known in astray if not known],
         )
 
+    @_notifying
     def rescue(self) -> list[DeadSession]:
         """Give back the jobs of dead sessions and remove what is finished of them."""
         with translated():
@@ -172,6 +206,7 @@ class PostgresControl:
         with translated():
             return dict(self._fetch(_CLAIMS, session=self._session))
 
+    @_notifying
     def release(self, guards: Sequence[Guard]) -> Settled:
         """Give back jobs, uncounted."""
         with translated():
@@ -183,6 +218,7 @@ class PostgresControl:
             self._fetch(_END_CLAIMS, session=self._session)
             return released
 
+    @_notifying
     def close(self) -> Settled:
         """Give back everything, remove the session, disconnect.
 
@@ -222,6 +258,12 @@ class PostgresControl:
         """A lock that is with somebody else says nothing of this session, nor does the moment it is let go."""
         return self._link.pooled or not self._locked
 
+    def _hush(self) -> None:
+        logger.warning(_HUSHED, _HUSHED_SECONDS)
+        self._hushed_until = self._clock() + _HUSHED_SECONDS
+        with translated():
+            self._link.hush(True)
+
     def _give_back(self, rows: Sequence[tuple[Any, ...]]) -> Settled:
         """Release (id, token, deduplicated) rows."""
         ordinary = [row for row in rows if not row[2]]
@@ -246,6 +288,7 @@ class PostgresControl:
             delays=[None] * len(rows),
             errors=[None] * len(rows),
             counted=[False] * len(rows),
+            cleared=[False] * len(rows),
         )
 
     def _reconnect(self, lease: float = _RECONNECT_SECONDS) -> None:

@@ -5,27 +5,30 @@
 --             or longer: a newer or another runner that knows them would have begun by then
 --
 -- Queues and types are found by skipping from one to the next in an index, and only the first rows of each queue are looked
--- at. What nobody takes stays there, in front.
+-- at. What nobody takes stays there, in front. Names may be a producer's: a thousand of each are enough, and a hundred answers.
 WITH RECURSIVE queues AS (
-    (SELECT queue FROM background_jobs WHERE run_at IS NULL AND queue IS NOT NULL AND crashes = 0 ORDER BY queue LIMIT 1)
+    (
+        SELECT queue, 1 AS number FROM background_jobs
+        WHERE run_at IS NULL AND queue IS NOT NULL AND crashes = 0 ORDER BY queue LIMIT 1
+    )
     UNION ALL
     SELECT (
         SELECT job.queue FROM background_jobs AS job
         WHERE job.run_at IS NULL AND job.queue > queues.queue AND job.crashes = 0
         ORDER BY job.queue LIMIT 1
-    )
+    ), number + 1
     FROM queues
-    WHERE queues.queue IS NOT NULL
+    WHERE queues.queue IS NOT NULL AND number < 1000
 ), homeless AS (
-    (SELECT job_type FROM background_jobs WHERE run_at IS NULL AND queue IS NULL ORDER BY job_type LIMIT 1)
+    (SELECT job_type, 1 AS number FROM background_jobs WHERE run_at IS NULL AND queue IS NULL ORDER BY job_type LIMIT 1)
     UNION ALL
     SELECT (
         SELECT job.job_type FROM background_jobs AS job
         WHERE job.run_at IS NULL AND job.queue IS NULL AND job.job_type > homeless.job_type
         ORDER BY job.job_type LIMIT 1
-    )
+    ), number + 1
     FROM homeless
-    WHERE homeless.job_type IS NOT NULL
+    WHERE homeless.job_type IS NOT NULL AND number < 1000
 ), waiting AS (
     SELECT first.job_type, queues.queue, first.created_at, first.session_id
     FROM queues
@@ -51,3 +54,4 @@ WHERE session_id IS NULL AND CASE
         queue = ANY(%(queues)s::text[]) OR NOT EXISTS (SELECT FROM worker_sessions AS other WHERE other.alive AND queue = ANY(other.queues))
     )
 END
+LIMIT 100
