@@ -39,7 +39,7 @@ TIMES = {
     "background_jobs": ("run_at", "created_at", "last_retry"),
     "dead_jobs": ("created_at", "last_retry", "died_at"),
     "archived_jobs": ("created_at", "last_retry", "finished_at"),
-    "worker_sessions": ("lease_until", "suspect_since", "started_at"),
+    "worker_sessions": ("lease_until", "suspect_since"),
 }
 
 _tokens = count(1)

@@ -14,7 +14,7 @@ import pytest
 from anyio import to_thread
 from psycopg.types.json import Jsonb
 
-from tests.storage.engines import PostgresEngine, Runner, ids, mail, mails
+from tests.storage.engines import LEASE, PostgresEngine, Runner, ids, mail, mails
 from tests.storage.test_outcomes import EVERY_TRANSITION
 from workers import migrate
 from workers.errors import StorageError, StorageUnavailableError
@@ -314,6 +314,19 @@ async def test_session_ids_run_out_rather_than_come_again(postgres: PostgresEngi
     postgres.runner()
     with pytest.raises(StorageError, match="maximum value"):
         postgres.runner()
+
+
+async def test_a_session_id_that_comes_again_is_another_session(postgres: PostgresEngine) -> None:
+    """Rule 17: somebody empties the tables under living runners, or restores them."""
+    runner = postgres.runner()
+    postgres.conn.execute("TRUNCATE worker_sessions, worker_claims RESTART IDENTITY")
+    postgres.conn.execute("SELECT setval('worker_sessions_id_seq', %s, false)", [runner.session])
+    other = postgres.runner("other")
+    assert other.session == runner.session
+    assert not runner.maintain().alive
+    assert not runner.control.recover(LEASE)
+    assert other.maintain().alive
+    assert other.control.recover(LEASE)
 
 
 async def claim(conn: psycopg.AsyncConnection[Any], session: int) -> None:

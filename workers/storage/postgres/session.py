@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -15,8 +14,9 @@ from ...errors import StorageError
 from ...log_aside import aside as logger
 from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
 from .apart import Apart
-from .checkout import is_notify_queue_full, translated
+from .checkout import translated
 from .control_link import ControlLink
+from .hushing import HUSHED, HUSHED_SECONDS, notifying
 from .literals import number_array
 from .settling import settled
 from .staging import Staging
@@ -50,34 +50,6 @@ _LOCK_SESSION, _END, _END_CLAIMS = map(statement, ("lock_session", "end_session"
 _HELD_IDS, _WAIT, _WAIT_DEDUPLICATED = map(statement, ("held_ids", "wait", "wait_deduplicated"))
 _LOCKED = statement("locked_session")
 
-#: After the server had no room for notifications, none are sent for so long.
-_HUSHED_SECONDS = 60.0
-_HUSHED = (
-    "the server has no room left for notifications, as somebody who listens has been in a transaction for long: "
-    "this runner's housekeeping does without for %g s"
-)
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-def _notifying(
-    work: Callable[Concatenate[PostgresControl, _P], _T],
-) -> Callable[Concatenate[PostgresControl, _P], _T]:
-    """What jobs and sessions depend on does not depend on notifications."""
-
-    @functools.wraps(work)
-    def insisted(self: PostgresControl, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        try:
-            return work(self, *args, **kwargs)
-        except StorageError as error:
-            if not is_notify_queue_full(error.__cause__):
-                raise
-        self._hush()
-        return work(self, *args, **kwargs)
-
-    return insisted
-
 
 class PostgresControl:
     """See `storage.base.Control`."""
@@ -91,7 +63,7 @@ class PostgresControl:
         self._fetch = link.fetch
         self._clock = clock
         self._watch = LinkWatch()
-        self._session = 0
+        self._session, self._started = 0, "0"
         self._locked = False
         # when this connection may judge others by their locks, and by their leases
         self._judge_locks_at = self._judge_leases_at = 0.0
@@ -106,7 +78,7 @@ class PostgresControl:
             self._judge_locks_at = 0.0
             ((self._session,),) = self._fetch("SELECT nextval('worker_sessions_id_seq')::bigint")
             self._locked = self._link.lock(self._session)
-            self._fetch(
+            ((self._started,),) = self._fetch(
                 _OPEN,
                 session=self._session,
                 name=name,
@@ -125,11 +97,15 @@ class PostgresControl:
             self._locked = self._link.lock(self._session)
             return bool(
                 self._fetch(
-                    _RETAKE, session=self._session, lease=lease, lease_only=self._lease_only
+                    _RETAKE,
+                    session=self._session,
+                    started=self._started,
+                    lease=lease,
+                    lease_only=self._lease_only,
                 )
             )
 
-    @_notifying
+    @notifying
     def maintain(self, request: MaintenanceRequest, *, probe: str | None = None) -> Maintenance:
         """One statement; see queries/maintain.sql."""
         now = self._clock()
@@ -142,6 +118,7 @@ class PostgresControl:
             rows = self._fetch(
                 _MAINTAIN,
                 session=self._session,
+                started=self._started,
                 lease=request.lease,
                 suspicion=SUSPICION,
                 renew=request.renew,
@@ -174,7 +151,7 @@ class PostgresControl:
             unknown=[(job_type, queue) for job_type, queue, known in astray if not known],
         )
 
-    @_notifying
+    @notifying
     def rescue(self) -> list[DeadSession]:
         """Give back the jobs of dead sessions and remove what is finished of them."""
         with translated():
@@ -206,7 +183,7 @@ class PostgresControl:
         with translated():
             return dict(self._fetch(_CLAIMS, session=self._session))
 
-    @_notifying
+    @notifying
     def release(self, guards: Sequence[Guard]) -> Settled:
         """Give back jobs, uncounted."""
         with translated():
@@ -218,7 +195,7 @@ class PostgresControl:
             self._fetch(_END_CLAIMS, session=self._session)
             return released
 
-    @_notifying
+    @notifying
     def close(self) -> Settled:
         """Give back everything, remove the session, disconnect.
 
@@ -258,9 +235,10 @@ class PostgresControl:
         """A lock that is with somebody else says nothing of this session, nor does the moment it is let go."""
         return self._link.pooled or not self._locked
 
-    def _hush(self) -> None:
-        logger.warning(_HUSHED, _HUSHED_SECONDS)
-        self._hushed_until = self._clock() + _HUSHED_SECONDS
+    def hush(self) -> None:
+        """Do without notifications, for a while."""
+        logger.warning(HUSHED, HUSHED_SECONDS)
+        self._hushed_until = self._clock() + HUSHED_SECONDS
         with translated():
             self._link.hush(True)
 

@@ -1,6 +1,6 @@
 -- One second's housekeeping in one statement, from the control connection of a session.
 --
--- renewed   this session's lease, when a third of it is gone. The lock is (still) held, so nobody has reason to suspect it.
+-- renewed   this session's lease, when a third of it is gone. (`started`: see retake_session.sql.) The lock is (still) held, so nobody has reason to suspect it.
 -- fit       whether this session may judge others by their leases: not when its own was not renewed in time either. A server
 --           or a network that stood still made everybody late.
 -- judged    the other sessions. A free lock is not a death: restarts and terminated backends free the locks of healthy
@@ -18,7 +18,8 @@
 WITH renewed AS (
     UPDATE worker_sessions
     SET lease_until = now() + %(lease)s * interval '1 second'
-    WHERE id = %(session)s AND alive AND %(renew)s AND lease_until < now() + %(lease)s * interval '0.67 second'
+    WHERE id = %(session)s AND extract(epoch FROM started_at) = %(started)s::numeric
+        AND alive AND %(renew)s AND lease_until < now() + %(lease)s * interval '0.67 second'
     RETURNING id
 ), held AS MATERIALIZED (
     SELECT objid::bigint AS id
@@ -120,7 +121,7 @@ UNION ALL
 SELECT 'alive', NULL, NULL, NULL
 WHERE EXISTS (
     SELECT FROM worker_sessions
-    WHERE id = %(session)s AND alive
+    WHERE id = %(session)s AND alive AND extract(epoch FROM started_at) = %(started)s::numeric
         -- this is from the snapshot: one that somebody has just marked dead is not renewed
         AND (EXISTS (SELECT FROM renewed) OR NOT (%(renew)s AND lease_until < now() + %(lease)s * interval '0.67 second'))
 )
