@@ -1,7 +1,7 @@
 """How long a failed job waits for its next attempt.
 
 A strategy is an object with `delay(attempt) -> seconds`, where attempt is the number of attempts made so far (1 after the
-first failure). `backoff(...)` turns a plain function into one.
+first failure). A plain function, or seconds, will do as well: see `as_backoff`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Backoff(Protocol):
 
 
 class Exponential(msgspec.Struct, frozen=True):
-    """base * factor ** (attempt - 1) seconds, at most `cap`, spread by `jitter` (0.1: up to 10% more or less).
+    """base * factor ** (attempt - 1) seconds, at most `cap`; then spread by `jitter` (0.1: up to 10% more or less).
 
     The default is the original's 60 s * 2^n, with the jitter that keeps a burst of failures from coming back as a burst,
     capped at a day.

@@ -1,7 +1,8 @@
 """Payload <-> JSON text, and every check that a payload must pass before it is written.
 
 A job is encoded, decoded again with its class's own types, and compared with what came back: what a runner would not get
-is refused where it is enqueued. Messages name paths and kinds, never values: a payload may hold secrets.
+is refused where it is enqueued. (But for short payloads of plain text, numbers and booleans, which can be nothing else.)
+Messages name paths and kinds, never values: a payload may hold secrets.
 """
 
 from __future__ import annotations

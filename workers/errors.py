@@ -58,7 +58,7 @@ class RunnerError(WorkersError):
 
 
 class FailedJobsError(WorkersError):
-    """`Runner.check_for_failed_jobs` found jobs that failed at least once.
+    """`Runner.check_for_failed_jobs` found jobs that are dead, or have failed and not succeeded since.
 
     `job_ids` holds the first of them, `jobs` fewer of them in full: the message has the last line of their errors.
     """

@@ -180,6 +180,7 @@ class Runner(Generic[ContextT]):
 
         Returns the ids of jobs that would not end. Raises what made the runner die. When it is cancelled it stops the jobs
         that run, which go back uncounted, and ends. Handlers that the loop itself has for these signals are called, too.
+        `on_stall(seconds, stack)` is called on the session's thread when the loop has been blocked for `loop_stall_limit`.
         """
         handle = self.start(on_stall=on_stall)
         with _signals_to(handle, self._same_request):
@@ -201,7 +202,7 @@ class Runner(Generic[ContextT]):
         return RunnerThread(self.start)
 
     async def check_for_failed_jobs(self) -> None:
-        """Raise FailedJobsError if any job, dead ones included, has failed at least once. Meant for tests."""
+        """Raise FailedJobsError if a job is dead, or has failed and not succeeded since. Meant for tests."""
         async with open_storage(self._target) as storage:
             count, job_ids = await storage.failed_jobs()
             found = [await storage.find(job_id) for job_id in job_ids[:_SHOWN_FAILURES]]

@@ -63,7 +63,7 @@ class JobFinished(Event, frozen=True, kw_only=True):
 
 
 class JobDied(Event, frozen=True, kw_only=True):
-    """A job became a dead letter. Sent in the job's own context."""
+    """A job became a dead letter, by its own outcome. Sent in the job's own context."""
 
     job: ClaimedJob
     outcome: Outcome

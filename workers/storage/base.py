@@ -133,7 +133,7 @@ class Storage(Protocol):
         """Jobs in `state` with an id above `after`, in id order."""
 
     async def failed_jobs(self, limit: int = 10) -> tuple[int, list[int]]:
-        """How many jobs failed at least once, dead ones included, and the first ids."""
+        """How many jobs are dead, or have failed and not succeeded since, and the first ids."""
 
     async def requeue(self, job_ids: Sequence[int]) -> list[int]:
         """Make dead jobs available again with fresh counters; returns the ids that were dead and now wait, in their order.

@@ -204,7 +204,7 @@ class MemoryStorage:
         return [record for record in found if record.id > after][:limit]
 
     async def failed_jobs(self, limit: int = 10) -> tuple[int, list[int]]:
-        """How many jobs failed at least once, dead ones included, and the first ids."""
+        """How many jobs are dead, or have failed and not succeeded since, and the first ids."""
         with self._tables.lock:
             failed = [row.id for row in self._tables.rows.values() if row.retries]
             failed += [

@@ -49,7 +49,7 @@ class JobReader:
         return [_record(row) for row in rows]
 
     async def failed_jobs(self, limit: int) -> tuple[int, list[int]]:
-        """How many jobs failed at least once, dead ones included, and the first ids."""
+        """How many jobs are dead, or have failed and not succeeded since, and the first ids."""
         ((count, ids),) = await self._checkout.fetch(_FAILED_JOBS, {"limit": limit}, prepare=False)
         return count, ids
 

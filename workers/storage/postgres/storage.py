@@ -220,7 +220,7 @@ class PostgresStorage:
         return await self._reader.list_jobs(state, limit=limit, after=after)
 
     async def failed_jobs(self, limit: int = 10) -> tuple[int, list[int]]:
-        """How many jobs failed at least once, dead ones included, and the first ids."""
+        """How many jobs are dead, or have failed and not succeeded since, and the first ids."""
         return await self._reader.failed_jobs(limit)
 
     async def requeue(self, job_ids: Sequence[int]) -> list[int]:
