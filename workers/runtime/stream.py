@@ -164,9 +164,8 @@ class Stream(Generic[W]):
                         # of several kinds, those before the refused one are written
                         await self._persist(half, uncertain=True)
                     return
-                if (
-                    not batch
-                ):  # it came for what else is to be written, which the next one takes along
+                # it came for what else is to be written, which the next one takes along
+                if not batch:
                     logger.warning("claims that are over can't be forgotten yet: %s", error)
                     return
                 if (again := await self._refused(batch[0], error)) is not None:

@@ -34,6 +34,8 @@ THOROUGH_SHARE = 50
 MAX_PAUSE = 30.0
 #: Seconds from which on one is not waited for with jobs in hand.
 COSTLY = 0.02
+#: A hint is worth its while where a scan from there takes less than this part of a thorough one.
+WORTH_A_HINT = 5
 #: The last position there can be.
 _LAST = 2**63 - 1
 
@@ -121,7 +123,8 @@ class ScanHints:
             # it stopped behind the hint, where more may wait
             last = jobs[-1][0].priority
             self._next[last] = ends[last]
-        if plan.kind is ScanKind.HINTED and short and duration >= COSTLY:
+        costly = duration >= max(COSTLY, self._duration / WORTH_A_HINT)
+        if plan.kind is ScanKind.HINTED and short and costly:
             self._drop_barren(plan, ends)
         if self._meanwhile:
             self._pull_back({(job.priority, position) for job, position in jobs})
