@@ -115,6 +115,8 @@ async def test_what_a_second_scan_finds_is_put_where_it_belongs(postgres: Postgr
     await runner.take(2)  # ended at its limit: of other priorities it saw nothing
     unheard = await postgres.storage.enqueue(mails(1, priority=12))
     known = await postgres.storage.enqueue(mails(1, priority=9))
+    hints: ScanHints = postgres.storage._claims._hints["default"]  # type: ignore[attr-defined]
+    hints._duration = 0.0  # however busy the machine is, it was no long scan
     assert ids(await runner.take(5, thorough=False)) == [*unheard, *known]
 
 
