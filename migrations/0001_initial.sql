@@ -283,7 +283,7 @@ $$;
 -- For any other driver or language: the id, or NULL where an identical deduplicated job waits. Without a queue the one that
 -- the job type declares is filled in by a runner that knows it.
 CREATE FUNCTION workers_enqueue(
-    job_type text, data jsonb, queue text DEFAULT NULL, priority integer DEFAULT 0,
+    job_type text, data jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT 0,
     run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, deduplicated boolean DEFAULT false
 ) RETURNS bigint LANGUAGE plpgsql AS $$
 #variable_conflict use_column

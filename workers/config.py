@@ -42,7 +42,7 @@ def check_name(what: str, value: object) -> str:
     """Return `value` if it can name a job type or a queue; raise ConfigurationError if not."""
     if isinstance(value, str) and _NAME.fullmatch(value):
         return value
-    shown = repr(value[:120]) if isinstance(value, str) else type(value).__name__
+    shown = repr(value[:120]) if isinstance(value, str) else f"of type {type(value).__name__}"
     raise ConfigurationError(f"{what} is {shown}: use 1 to 100 letters, digits or any of _ . : -")
 
 

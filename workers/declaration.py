@@ -134,10 +134,14 @@ def take_name(cls: type[BackgroundJob[Any]]) -> bool:
 def refuse_clashes(cls: type[BackgroundJob[Any]]) -> None:
     """Raise ConfigurationError for a field that is named like a setting."""
     for field in payload_fields(cls):
+        if field.name in LATER:
+            raise ConfigurationError(
+                f"{cls.__qualname__}.{field.name}: the name is kept for a setting of a later version, choose another one"
+            )
         if field.name in RESERVED:
             raise ConfigurationError(
                 f"{cls.__qualname__}.{field.name} is annotated, so it is a field of the payload, but job classes use "
-                f"that name themselves, now or later: write `{field.name} = ...` without annotation to set it, or "
+                f"that name themselves: write `{field.name} = ...` without annotation to set it, or "
                 "give the field another name"
             )
 

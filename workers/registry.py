@@ -25,6 +25,9 @@ class Registry:
         """
         given: object = job_class
         if not (isinstance(given, type) and issubclass(given, BackgroundJob)):
+            if isinstance(given, BackgroundJob):
+                kind = type(given).__qualname__
+                raise RegistrationError(f"a job is no job class: register its class, {kind}")
             raise RegistrationError(f"{given!r} is no job class: derive it from BackgroundJob")
         job_type = describe(job_class)
         known = self._types.setdefault(job_type.name, job_type)

@@ -7,6 +7,7 @@ from anyio import to_thread
 
 from tests.storage.engines import LEASE, NEVER, PostgresEngine, ids, mails
 from workers.errors import StorageUnavailableError
+from workers.storage.postgres.watch import LinkWatch, _close
 
 
 def terminate(postgres: PostgresEngine, session: int) -> None:
@@ -16,6 +17,14 @@ def terminate(postgres: PostgresEngine, session: int) -> None:
         " WHERE locktype = 'advisory' AND granted AND classid = workers_lock_class()::oid AND objid = %s",
         [session],
     )
+
+
+def test_the_end_of_the_process_is_no_error_of_who_waits() -> None:
+    """What is done at exit closes the sockets, while a job in a thread that would not stop has kept the session's."""
+    watch = LinkWatch()
+    _close(watch._awake, watch._poke)
+    watch.wait(None, 0.01)
+    watch.poke()
 
 
 async def test_a_terminated_control_link_is_noticed_at_once(postgres: PostgresEngine) -> None:

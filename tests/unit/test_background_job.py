@@ -228,7 +228,7 @@ class Waiter:
         ("job_name", "send email", "job_name is 'send email': use 1 to 100 letters"),
         ("job_name", "", "job_name is ''"),
         ("queue", "é", "queue is 'é'"),
-        ("queue", None, "queue is NoneType"),
+        ("queue", None, "queue is of type NoneType"),
         ("priority", 40_000, "priority is out of range: it must be from -32768 to 32767"),
         ("priority", 1.5, "priority is a float"),
         ("deduplicated", 1, "deduplicated must be True or False"),
@@ -260,7 +260,10 @@ def test_wrong_settings_are_refused_with_the_class(setting: str, value: Any, mes
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
 def test_a_field_named_like_a_setting_is_refused(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"Clash\.{name} is annotated, so it is a field"):
+    """It says what to write instead, where there is a setting of that name."""
+    later = "the name is kept for a setting of a later version"
+    told = f": {later}" if name in LATER else " is annotated, so it is a field"
+    with pytest.raises(ConfigurationError, match=rf"Clash\.{name}{told}"):
         type("Clash", (Quiet,), {"__annotations__": {name: int}, name: 3})
 
 

@@ -42,7 +42,7 @@ class JobReader:
 
     async def list_jobs(self, state: JobState, *, limit: int, after: int) -> list[JobRecord]:
         """Jobs in `state` with an id above `after`, in id order."""
-        return await self._list(state=state.value, id=None, limit=limit, after=after)
+        return await self._list(state=JobState(state).value, id=None, limit=limit, after=after)
 
     async def _list(self, **params: Any) -> list[JobRecord]:
         rows = await self._checkout.fetch(_LIST_JOBS, params, prepare=False)

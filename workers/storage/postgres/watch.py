@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import time
 import weakref
 from typing import Any
 
@@ -39,7 +40,11 @@ class LinkWatch:
     def wait(self, conn: psycopg.Connection[Any] | None, seconds: float) -> None:
         """Wait at most `seconds`."""
         with _Selector() as selector:
-            selector.register(self._awake, selectors.EVENT_READ)
+            try:
+                selector.register(self._awake, selectors.EVENT_READ)
+            except ValueError:  # closed: the process ends, and a job in a thread has kept this one
+                time.sleep(max(seconds, 0.0))
+                return
             if conn is not None and not conn.closed:
                 selector.register(conn.fileno(), selectors.EVENT_READ, conn)
             for key, _ in selector.select(max(seconds, 0.0)):
