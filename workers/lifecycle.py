@@ -41,6 +41,7 @@ __all__ = [
     "Snoozed",
     "Transition",
     "Wait",
+    "clears_crashes",
     "decide",
 ]
 
@@ -188,6 +189,11 @@ def decide(job: ClaimedJob, outcome: Outcome, policy: JobPolicy) -> Transition:
         text = outcome.error if isinstance(outcome, Failed) else type(outcome).__name__
         note = f"{type(error).__name__} in the retry policy, after:\n{text}"
         return Retry(_FALLBACK_DELAY, note, fault=error)
+
+
+def clears_crashes(transition: Transition) -> bool:
+    """Whether the job has come to an end of its own, so that the deaths it was claimed in were not its doing."""
+    return isinstance(transition, Retry) or (isinstance(transition, Wait) and transition.begun)
 
 
 def _bounded(seconds: float) -> float:

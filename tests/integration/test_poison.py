@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -162,54 +164,56 @@ class Foreign(BackgroundJob[World]):
         raise ValueError("übel → böse")
 
 
+@contextlib.contextmanager
+def database(server: TestServer, admin: psycopg.Connection, encoding: str) -> Iterator[str]:
+    """The URL of a migrated one that is not UTF8."""
+    name = f"{encoding}_{secrets.token_hex(6)}".lower()
+    settings = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 {settings}".encode())
+    try:
+        url = make_conninfo(server.dsn, dbname=name)
+        migrate(url)
+        yield url
+    finally:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 async def test_an_error_that_the_database_has_no_letters_for(
     server: TestServer, admin: psycopg.Connection
 ) -> None:
     """Of a database that is not UTF8: the attempt is counted like any other, with the text in ASCII."""
-    name = f"latin_{secrets.token_hex(6)}"
-    admin.execute(
-        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'".encode()
-    )
-    try:
-        url = make_conninfo(server.dsn, dbname=name)
-        migrate(url)
-        with psycopg.connect(url, autocommit=True, client_encoding="UTF8") as conn:
-            Foreign().enqueue(conn)
-            async with running(url, Foreign, context=World()):
-                await eventually(conn, "SELECT retries FROM background_jobs", [(1,)])
-            ((error,),) = conn.execute("SELECT last_error FROM background_jobs").fetchall()
-            assert conn.execute(DEAD).fetchall() == []
-        assert error.endswith("ValueError: \\xfcbel \\u2192 b\\xf6se\n")
-    finally:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    with (
+        database(server, admin, "LATIN1") as url,
+        psycopg.connect(url, autocommit=True, client_encoding="UTF8") as conn,
+    ):
+        Foreign().enqueue(conn)
+        async with running(url, Foreign, context=World()):
+            await eventually(conn, "SELECT retries FROM background_jobs", [(1,)])
+        ((error,),) = conn.execute("SELECT last_error FROM background_jobs").fetchall()
+        assert conn.execute(DEAD).fetchall() == []
+    assert error.endswith("ValueError: \\xfcbel \\u2192 b\\xf6se\n")
 
 
 async def test_what_no_client_can_be_sent_is_refused(
     server: TestServer, admin: psycopg.Connection
 ) -> None:
     """Of an encoding with holes: one such row would stop its queue, one such name all housekeeping."""
-    name = f"windows_{secrets.token_hex(6)}"
-    admin.execute(
-        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'WIN1252' LC_COLLATE 'C' LC_CTYPE 'C'".encode()
-    )
-    try:
-        url = make_conninfo(server.dsn, dbname=name)
-        migrate(url)
-        insert = "INSERT INTO background_jobs (job_type, data, queue) VALUES ({}, {}, {})"
-        good = "'good'", """'{"number": 1}'""", "'default'"
-        hole = "'a' || chr(129)"
-        with psycopg.connect(url, autocommit=True, client_encoding="UTF8") as conn:
-            for place, what in enumerate((hole, f"jsonb_build_object('x', {hole})", hole)):
-                row = (*good[:place], what, *good[place + 1 :])
-                with pytest.raises(psycopg.DatabaseError):
-                    conn.execute(insert.format(*row).encode())
-            conn.execute(insert.format(*good).encode())
-            world = World()
-            async with running(url, Good, context=world):
-                await eventually(conn, COUNT, [(0,)])
-        assert world.seen == [1]
-    finally:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    insert = "INSERT INTO background_jobs (job_type, data, queue) VALUES ({}, {}, {})"
+    good = "'good'", """'{"number": 1}'""", "'default'"
+    hole = "'a' || chr(129)"
+    world = World()
+    with (
+        database(server, admin, "WIN1252") as url,
+        psycopg.connect(url, autocommit=True, client_encoding="UTF8") as conn,
+    ):
+        for place, what in enumerate((hole, f"jsonb_build_object('x', {hole})", hole)):
+            row = (*good[:place], what, *good[place + 1 :])
+            with pytest.raises(psycopg.errors.UntranslatableCharacter):
+                conn.execute(insert.format(*row).encode())
+        conn.execute(insert.format(*good).encode())
+        async with running(url, Good, context=world):
+            await eventually(conn, COUNT, [(0,)])
+    assert world.seen == [1]
 
 
 async def test_the_outcome_that_is_refused_alone_is_buried(

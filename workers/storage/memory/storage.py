@@ -12,7 +12,16 @@ from typing import NoReturn
 
 from ...errors import StorageRejectedError
 from ...job import JobRecord, JobState, NewJob
-from ...lifecycle import Archive, Bury, Delete, Release, Retry, Transition, Wait
+from ...lifecycle import (
+    Archive,
+    Bury,
+    Delete,
+    Release,
+    Retry,
+    Transition,
+    Wait,
+    clears_crashes,
+)
 from ..base import (
     Capabilities,
     Claimed,
@@ -122,7 +131,7 @@ class MemoryStorage:
         if isinstance(transition, Retry) or (isinstance(transition, Bury) and transition.attempted):
             row.retries = min(row.retries + 1, MAX_COUNT)
             row.last_retry = tables.clock()
-        if isinstance(transition, Retry) or (isinstance(transition, Wait) and transition.begun):
+        if clears_crashes(transition):
             row.crashes = 0
         match transition:
             case Retry(delay, error):

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from ...errors import StorageRejectedError
-from ...lifecycle import Archive, Bury, Delete, Release, Retry, Wait
+from ...lifecycle import Archive, Bury, Delete, Release, Retry, Wait, clears_crashes
 from ..base import Guard, Settled, Settlement
 from .literals import integer_array, number_array, text_array
 
@@ -68,13 +68,8 @@ def columns(kind: str, group: Sequence[Settlement]) -> dict[str, str]:
     else:
         given["delays"] = number_array([getattr(item, "delay", None) for item in transitions])
         given["counted"] = number_array([isinstance(item, Retry) for item in transitions])
-        given["cleared"] = number_array([_clears(item) for item in transitions])
+        given["cleared"] = number_array([clears_crashes(item) for item in transitions])
     return given
-
-
-def _clears(transition: Any) -> bool:
-    """Whether the job has come to an end of its own, so that the deaths it was claimed in were not its doing."""
-    return isinstance(transition, Retry) or (isinstance(transition, Wait) and transition.begun)
 
 
 def settled(rows: Sequence[Sequence[Any]], blocked: Iterable[int] = ()) -> Settled:

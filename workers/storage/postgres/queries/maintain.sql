@@ -1,6 +1,7 @@
 -- One second's housekeeping in one statement, from the control connection of a session.
 --
--- renewed   this session's lease, when a third of it is gone. (`started`: see retake_session.sql.) The lock is (still) held, so nobody has reason to suspect it.
+-- renewed   this session's lease, when a third of it is gone. The lock is (still) held, so nobody has reason to suspect it.
+--           (`started`: see retake_session.sql.)
 -- fit       whether this session may judge others by their leases: not when its own was not renewed in time either. A server
 --           or a network that stood still made everybody late.
 -- judged    the other sessions. A free lock is not a death: restarts and terminated backends free the locks of healthy
