@@ -138,6 +138,29 @@ async def test_a_second_shutdown_hurries_outcomes_that_cannot_be_written(
     assert conn.execute(SESSIONS).fetchone() == (0,)
 
 
+WAITING_CLAIM = """
+SELECT count(*) FROM pg_stat_activity
+WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO worker_claims%' AND pid <> pg_backend_pid()
+"""
+
+
+async def test_a_claim_that_waits_for_a_lock_does_not_hold_up_the_end(
+    pool: AsyncPool, conn: psycopg.Connection, database_url: str
+) -> None:
+    """Else the end would come with its statement_timeout of 30 s, however often shutdown is called."""
+    handle = make_runner(pool, Lone, context=World()).start()
+    await handle.ready()
+    with psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE background_jobs IN ACCESS EXCLUSIVE MODE")
+        while conn.execute(WAITING_CLAIM).fetchall() == [(0,)]:
+            conn.execute("SELECT pg_notify(workers_channel(), '')")  # somebody calls for a claim
+            await asyncio.sleep(0.01)
+        handle.shutdown()
+        await eventually(conn, WAITING_CLAIM, [(0,)])
+    assert await ended(handle) == []
+    assert conn.execute(SESSIONS).fetchone() == (0,)
+
+
 async def test_an_outcome_that_is_cut_off_keeps_nothing_from_going_back(
     pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

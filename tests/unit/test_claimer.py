@@ -14,6 +14,7 @@ import pytest
 from workers.config import QueueConfig
 from workers.errors import StorageRejectedError, StorageUnavailableError
 from workers.job import ClaimedJob
+from workers.runtime import claimer
 from workers.runtime.appetite import MOST_BYTES
 from workers.runtime.claimer import START_WITHIN, Claimer
 from workers.runtime.completer import Completer
@@ -183,6 +184,36 @@ async def test_claim_and_hand_over_are_one(bench: Bench) -> None:
     assert [job.id for job in bench.queue.take_back()] == [1, 2, 3]
     bench.queue.close()
     await asyncio.gather(*workers)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_claim_that_does_not_come_back_is_broken_off(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, deaf: bool
+) -> None:
+    """At the end, and again where the server does not answer that it was; nothing is claimed any more."""
+    monkeypatch.setattr(claimer, "_LAST_SECONDS", 0.01)
+    cancelled: list[int] = []
+
+    async def wait(request: ClaimRequest) -> Claimed:
+        await bench.store.note("claim", request.session, request.token)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(request.token)
+            if deaf:  # the driver, which has told it
+                await asyncio.Event().wait()
+        return Claimed([], complete=False)
+
+    monkeypatch.setattr(bench.store, "claim", wait)
+    async with asyncio.timeout(PATIENCE), anyio.create_task_group() as group:
+        group.start_soon(bench.claimer.claim, 1)
+        await bench.asked(1)
+        bench.claimer.close()
+        bench.claimer.close()
+        group.cancel_scope.cancel()
+    assert cancelled == [1]
+    assert await bench.claimer.claim(1) == -1
+    assert bench.store.asked == [("claim", 1, 1)]
 
 
 async def test_a_suspect_that_ends_while_others_are_asked_for(bench: Bench) -> None:

@@ -2,7 +2,7 @@
 
 It looks when a worker is free, when half of what it holds in advance is used up, when a notification says that there is
 something, and every poll interval. Claim and hand-over are one shield: a claim that is cancelled between the two would
-leave jobs that nobody knows of.
+leave jobs that nobody knows of. It is broken off only where it keeps the runner from its end, which gives back all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..registry import Registry
 from ..storage.base import Claimed, ClaimRequest, Guard, Scan, Storage
 from .appetite import Appetite
 from .completer import MOST_UNWRITTEN, Completer
+from .driving import Shield
 from .gate import Gate
 from .ledger import Ledger
 from .work_queue import WorkQueue
@@ -38,6 +39,8 @@ SHARED_CRASHES = 1
 #: The most suspects that one claim takes. If one of them kills the process, all of them must be alone from then on, also
 #: those that had not begun.
 MOST_SUSPECTS = 10
+#: Seconds that a claim on its way gets when the runner is shut down. It may wait for somebody's lock of the table.
+_LAST_SECONDS = 1.0
 _ANY_CRASHES = 32767
 _RETRY_MOST = 5.0
 
@@ -75,7 +78,7 @@ class Claimer:
         self._lost: list[tuple[int, int]] = []  # (session, token) of claims whose reply never came
         self._failures = 0
         self.suspects = False
-        self._lock = asyncio.Lock()
+        self._shield = Shield()
 
     def found_suspects(self) -> None:
         """Jobs are waiting that were claimed when a process died."""
@@ -92,7 +95,7 @@ class Claimer:
     @property
     def sated(self) -> bool:
         """The last claim left nothing that it saw, and nothing has been heard of since."""
-        return not self._more and not self._lock.locked()
+        return not self._more and not self._shield.busy
 
     async def run(self) -> None:
         """Claim until cancelled."""
@@ -125,6 +128,11 @@ class Claimer:
                 await asyncio.sleep(0)
                 continue
             await self._wait(next_poll - now, queue)
+
+    def close(self) -> None:
+        """Nothing is begun any more; a claim on its way has _LAST_SECONDS."""
+        self._queue.close()
+        self._shield.close(_LAST_SECONDS)
 
     async def claim(self, limit: int, *, thorough: bool = False) -> int:
         """One claim of ordinary jobs. Returns how many came; -1 when it could not be made, or none came although some may
@@ -180,15 +188,14 @@ class Claimer:
     async def _take(
         self, limit: int, scan: Scan, job_types: tuple[str, ...] | None = None
     ) -> Claimed | None:
+        async def take() -> Claimed | None:
+            if self._queue.closed or not self._gate.is_open():
+                return None
+            await self._release_lost()
+            return await self._claim_and_hand_over(limit, scan, job_types or self._job_types)
+
         try:
-            with anyio.CancelScope(shield=True):
-                async with self._lock:
-                    if not self._gate.is_open():
-                        return None
-                    await self._release_lost()
-                    return await self._claim_and_hand_over(
-                        limit, scan, job_types or self._job_types
-                    )
+            return await self._shield.take(take)
         except StorageError as error:
             self._appetite.choked(limit)
             await self._after_failure(error)

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
-__all__ = ["Deferred", "Driven", "as_coroutine", "come_clean", "insist", "is_struck"]
+__all__ = ["Deferred", "Driven", "Shield", "as_coroutine", "come_clean", "insist", "is_struck"]
+
+T = TypeVar("T")
 
 
 class Driven(Awaitable[None]):
@@ -69,6 +71,48 @@ class Deferred(Coroutine[Any, Any, None]):
 
     def close(self) -> None:
         """There is nothing yet."""
+
+
+class Shield:
+    """Takes steps that no scope cancels, one at a time. When it is closed, the one on its way has some seconds left."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def busy(self) -> bool:
+        """A step is on its way."""
+        return self._lock.locked()
+
+    async def take(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Take a step; raises what it raises."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                self._task = asyncio.current_task()
+                try:
+                    result = await step()
+                finally:
+                    self._task = None
+        return result
+
+    def close(self, seconds: float) -> None:
+        """Cancel what is on its way, in so many seconds and each time they have passed again.
+
+        At the first time a database driver tells the server, at the second it no longer waits for an answer. A scope would
+        cancel again at once.
+        """
+        if self._timer is None and self._task is not None:
+            self._arm(seconds)
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._strike, seconds)
+
+    def _strike(self, seconds: float) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._arm(seconds)
 
 
 def as_coroutine(value: Awaitable[Any]) -> Coroutine[Any, Any, Any]:

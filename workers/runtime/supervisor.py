@@ -117,8 +117,8 @@ class Supervisor:
             if (writing := self._writing) is not None:
                 end = anyio.current_time() + grace + _WRITE_SECONDS
                 writing.deadline = min(writing.deadline, end)
-        for queue in self._queues.values():
-            queue.close()  # what a claim on its way brings is not begun either
+        for claimer in self._claimers.values():
+            claimer.close()  # what a claim on its way brings is not begun either
         self._shutdown.set()
         self._starting.cancel()
 
