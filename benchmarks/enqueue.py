@@ -15,6 +15,7 @@ from .report import Pair, Result, Sample, summarize
 
 __all__ = [
     "BARE_QUIET",
+    "TURN",
     "WARM_UP",
     "Connection",
     "enqueue",
@@ -43,7 +44,7 @@ Side = Callable[[Connection, int], None]
 #: Until psycopg has prepared the statement, and the server has its plan.
 WARM_UP = 50
 #: Calls of one side until it is the other's turn.
-_TURN = 50
+TURN = 50
 
 
 def enqueue(options: Options) -> Result:
@@ -109,7 +110,7 @@ def _singles(
 ) -> tuple[int, list[Pair]]:
     """Calls one by one, the sides in turns of fifty; and how many a run has."""
     turns = options.pick(full=40, quick=10, tiny=1)
-    return turns * _TURN, _pairs(options, (library, bare), turns, _TURN, settings)
+    return turns * TURN, _pairs(options, (library, bare), turns, TURN, settings)
 
 
 def _batches(options: Options, library: Side, bare: Side) -> tuple[int, list[Pair]]:

@@ -33,7 +33,10 @@ MORE = {
         "slow_notice_us",
         "slow_claim_us",
     },
-    "enqueue_parts": {"bare_us", "returning_us", "statement_us", "encode_us", "rest_us"},
+    "enqueue_parts": {
+        *("bare_us", "returning_us", "parameters_us", "question_us", "encode_us", "rest_us"),
+        "returning_ratio",
+    },
     "flush_claims": {"p50_ms", "limit_p50_ms", "drain_ratio"},
     "flush_enqueue": {"points"},
     "memory": {"rss_mb", "limit_rss_mb"},
