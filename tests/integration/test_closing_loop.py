@@ -118,9 +118,13 @@ async def test_outcomes_are_written_when_the_loop_closes(
 
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_job_in_a_thread_keeps_its_claim_while_the_loop_closes(
-    database_url: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, waits: bool
+    database_url: str,
+    conn: psycopg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    waits: bool,
 ) -> None:
-    """Rule 22: the loop, like the process, ends after the thread; then the job's own outcome is written."""
+    """Rule 22: the loop, like the process, ends after the thread; then the job's own outcome is written. It is named once."""
     monkeypatch.setattr(crew, "LAST_SECONDS", 0.1)
     job_id = HoldInThread().enqueue(conn)
     world = World()
@@ -142,6 +146,7 @@ async def test_a_job_in_a_thread_keeps_its_claim_while_the_loop_closes(
     assert world.seen == ["thread done"]
     assert conn.execute(ROWS).fetchall() == []
     assert conn.execute(SESSIONS).fetchone() == (0,)
+    assert caplog.text.count("jobs that would not stop") == 1
 
 
 async def test_a_handle_need_not_be_kept(database_url: str, conn: psycopg.Connection) -> None:

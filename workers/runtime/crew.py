@@ -42,6 +42,7 @@ class Crew:
         self._hurried = False
         self._most_grace = math.inf
         self._finishing: asyncio.Task[None] | None = None
+        self._told = False
         self._tell: Callable[[list[int]], None] = lambda job_ids: None
 
     def start(self) -> None:
@@ -90,6 +91,9 @@ class Crew:
         self._finishing.result()
 
     async def _finish(self, grace: float) -> None:
+        if self._told:  # it was cancelled after that, by a loop that closes
+            await self._ended()
+            return
         if running := self.running():
             text = "waiting up to %g s for %d running jobs"
             logger.info(text, grace, len(running), extra={"job_ids": running})
@@ -115,6 +119,7 @@ class Crew:
                 ", ".join(self._named()),
                 extra={"job_ids": unfinished},
             )
+            self._told = True
             self._tell(unfinished)
             await self._ended()
 
