@@ -112,8 +112,8 @@ def backlog(options: Options) -> BacklogResult:
         lines = [_Line(stack.enter_context(fresh_schema(options)), size) for size in sizes]
         for waiting in lines:
             loop.run(waiting.open())
-        for _ in range(options.pairs):
-            for waiting in lines:
+        for turn in range(options.pairs):
+            for waiting in lines[:: -1 if turn % 2 else 1]:
                 loop.run(waiting.measure(claims))
         for waiting in lines:
             loop.run(waiting.close())

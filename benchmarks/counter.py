@@ -30,7 +30,7 @@ class Counter:
 
 
 class Slices(Counter):
-    """Of jobs that come `size` at a time, two at least: also notes how long each slice took, from first start to last."""
+    """Of jobs that come `size` at a time: also notes how long each slice took, from `comes` to the start of its last job."""
 
     def __init__(self, n: int, size: int) -> None:
         super().__init__(n)
@@ -40,10 +40,12 @@ class Slices(Counter):
         self._seen = 0
         self._began = 0.0
 
+    def comes(self) -> None:
+        """The next slice was just committed."""
+        self._began = time.perf_counter()
+
     def ran(self, number: int) -> None:
         self.runs[number] += 1
-        if self._seen == 0:
-            self._began = time.perf_counter()
         self._seen += 1
         if self._seen == self._size:
             self.seconds.append(time.perf_counter() - self._began)
@@ -54,7 +56,7 @@ class Slices(Counter):
         """Jobs per second in each of so many equal parts."""
         slices = len(self.seconds) // parts
         return [
-            (self._size - 1) * slices / sum(self.seconds[part * slices : (part + 1) * slices])
+            self._size * slices / sum(self.seconds[part * slices : (part + 1) * slices])
             for part in range(parts)
         ]
 

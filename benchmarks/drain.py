@@ -44,7 +44,7 @@ def drain(options: Options) -> Result:
 
 
 def drain_best(options: Options) -> Result:
-    """The same with the settings that suit jobs that do nothing, on uvloop; so is the bare loop."""
+    """The same with the settings that suit jobs that do nothing, on uvloop; so is the bare loop, with such batches."""
     return _pairs("drain_best", msgspec.structs.replace(options, uvloop=True), BEST)
 
 
@@ -59,7 +59,10 @@ def _pairs(name: str, options: Options, tuning: Tuning) -> Result:
             fill(dsn, n)
             return drained(options, dsn, Counter(n), side)
 
-    pairs = interleave(options.pairs, lambda: measured(library), lambda: measured(bare_drain))
+    async def bare(dsn: str, counter: Counter) -> tuple[float, float]:
+        return await bare_drain(dsn, counter, tuning.max_batch or 500)
+
+    pairs = interleave(options.pairs, lambda: measured(library), lambda: measured(bare))
     return summarize(Result, name, n, pairs)
 
 

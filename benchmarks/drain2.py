@@ -54,8 +54,9 @@ def drain2(options: Options) -> Drain2Result:
     twos: list[_Run] = []
 
     def library() -> Sample:
-        ones.append(_drained(options, n, "drain", 1))
-        twos.append(_drained(options, n, "drain", 2))
+        # neither always follows on the other
+        for runs, processes in ((ones, 1), (twos, 2))[:: 1 if len(ones) % 2 else -1]:
+            runs.append(_drained(options, n, "drain", processes))
         return twos[-1].sample
 
     pairs = interleave(options.pairs, library, lambda: _drained(options, n, "bare", 2).sample)

@@ -2,9 +2,10 @@
 
 Its snapshot keeps vacuum from removing anything: a million jobs leave a million dead rows and dead index entries, and a
 claim that began its scan at the start would walk them all. The clean run is the same without that transaction, in another
-database, and in turns: a hundredth of the jobs here, a hundredth there, as a machine changes its speed within seconds.
-(What a runner does meanwhile that has nothing to do may take 2% of the other's time.) `ratio` is the rate over the last
-tenth, to the clean run's over its last tenth. Then, with the transaction still open and jobs still flowing, some jobs become
+database, and in turns: a hundredth of the jobs here, a hundredth there, as a machine changes its speed within seconds. Each
+is timed from its commit to the start of its last job. (What a runner does meanwhile that has nothing to do may take 2% of
+the time.) `ratio` is the rate over the last tenth, to the clean run's over its last tenth. Once as many jobs are drained
+without a break, too (`drained_per_second`). Then, with the transaction still open and jobs still flowing, some jobs become
 available behind the place where claims begin; see late.py.
 """
 
@@ -34,6 +35,7 @@ class PinnedResult(Result, kw_only=True, omit_defaults=True):
     """`per_second` is the last tenth's; `points` has every tenth. Then seconds from commit to start; see late.PickUps."""
 
     whole_per_second: float
+    drained_per_second: float
     late_notified_s: float
     late_within_3s_s: float
     late_beyond_s: float
@@ -52,7 +54,7 @@ def pinned(options: Options) -> PinnedResult:
             flows.append(run(options, _side_by_side(dsn, clean, n)))
             pinned, limit = (_last(*side) for side in zip(flows[-1], (dsn, clean), strict=True))
             pairs.append((pinned, limit))
-    late = _late(options, n)
+    drained_per_second, late = _late(options, n)
     whole = [flow.rates(1)[0] for flow, _ in flows]
     result = summarize(
         PinnedResult,
@@ -60,6 +62,7 @@ def pinned(options: Options) -> PinnedResult:
         n,
         pairs,
         whole_per_second=_median(whole),
+        drained_per_second=round(drained_per_second, 1),
         points=_points(n, flows),
         **late.fields(),
     )
@@ -76,6 +79,7 @@ async def _side_by_side(pinned: str, clean: str, n: int) -> tuple[Slices, Slices
                 counter.done.clear()
                 jobs = (Noop(number=number * size + job) for job in range(size))
                 Noop.enqueue_batch(conn, jobs, return_ids=False)
+                counter.comes()
                 await counter.done.wait()
     return one[0], other[0]
 
@@ -104,14 +108,14 @@ def _last(counter: Slices, dsn: str) -> Sample:
     )
 
 
-def _late(options: Options, n: int) -> PickUps:
+def _late(options: Options, n: int) -> tuple[float, PickUps]:
     with fresh_schema(options) as dsn:
         fill(dsn, n)
         with held_snapshot(dsn):
             before = drained(options, dsn, Counter(n), library_drain)
             late = pick_ups(options, dsn)
     late.exactly_once = late.exactly_once and before.exactly_once
-    return late
+    return before.per_second, late
 
 
 @contextmanager

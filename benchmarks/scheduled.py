@@ -22,6 +22,7 @@ def scheduled(options: Options) -> Result:
     n = options.pick(full=50_000, quick=10_000, tiny=300)
     points: list[Point] = []
     pairs: list[Pair] = []
+    exactly_once = True
     with fresh_schema(options) as plain, fresh_schema(options) as burdened:
         waiting = 0
         for size in sizes:
@@ -29,11 +30,16 @@ def scheduled(options: Options) -> Result:
             waiting = size
             last = size == sizes[-1]
             pairs = _pairs(options, plain, burdened, n, size, options.pairs if last else 1)
+            exactly_once = exactly_once and all(
+                each.exactly_once for pair in pairs for each in pair
+            )
             with_them, without = (
                 median(side, "per_second") or 0.0 for side in zip(*pairs, strict=True)
             )
             points.append(Point(size, with_them, without))
-    return summarize(Result, "scheduled", n, pairs, points=points)
+    result = summarize(Result, "scheduled", n, pairs, points=points)
+    result.exactly_once = exactly_once
+    return result
 
 
 def _schedule(dsn: str, n: int) -> None:

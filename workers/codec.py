@@ -44,6 +44,7 @@ class Codec(Generic[T]):
         "_exact",
         "_fields",
         "_job_type",
+        "_plain",
         "_stable",
         "_values",
     )
@@ -81,8 +82,12 @@ class Codec(Generic[T]):
         self._fields = tuple(field.name for field in dataclasses.fields(job_class))  # type: ignore[arg-type]
         self._values = _getter(self._fields)
         self._exact = _payload.exact_types(job_class, self._fields)
-        if self._exact is not None and len(self._exact) == 1:  # as `_getter` has it
-            self._exact *= 2
+        self._plain: list[tuple[Callable[[T], object], set[type]]] | None = None
+        if self._exact is not None:
+            columns = zip(self._fields, self._exact, strict=True)
+            self._plain = [(attrgetter(name), {kind}) for name, kind in columns]
+            if len(self._exact) == 1:  # as `_getter` has it
+                self._exact *= 2
 
     def encode(self, job: T) -> str:
         """Return `job` as JSON text; raise InvalidJobError if it would not come back as it is."""
@@ -124,26 +129,38 @@ class Codec(Generic[T]):
     def encode_block(self, jobs: Sequence[T]) -> list[str] | None:
         """What `encode` returns for each of `jobs`, at half the cost; None: it has to be asked, about each of them.
 
-        All are encoded, decoded and compared at once. What needs a closer look, or is to be refused, gets it there.
+        All are encoded, and decoded and compared where they have to be, at once. What needs a closer look, or is to be
+        refused, gets it there.
         """
         try:
             raw = self._encode_lines(jobs)
             if self._stable or len(raw) > _CANNOT_GROW or b"\\u" in raw or b"null" in raw:
                 return None
+            lines = raw.decode().split("\n")
+            if lines.pop() or len(lines) != len(jobs):
+                return None
+            if max(map(len, lines), default=0) > MAX_DEPTH:
+                if any(
+                    _openings(line.encode()) > MAX_DEPTH for line in lines if len(line) > MAX_DEPTH
+                ):
+                    return None
+            elif self._are_plain(jobs):
+                return lines
             copies = self._decode_lines(raw)
             values = self._values
             # nothing that is kept: what is made in between would have the garbage collector look at all jobs there are
-            if not all(map(eq, map(values, jobs), map(values, copies))):
-                return None
+            alike = len(copies) == len(jobs) and all(
+                map(eq, map(values, jobs), map(values, copies))
+            )
         except Exception:
             return None
-        lines = raw.decode().split("\n")
-        if lines.pop() or not len(lines) == len(jobs) == len(copies):
-            return None
-        for line in lines:
-            if len(line) > MAX_DEPTH and _openings(line.encode()) > MAX_DEPTH:
-                return None
-        return lines
+        return lines if alike else None
+
+    def _are_plain(self, jobs: Sequence[T]) -> bool:
+        """Whether all values are such that they come back as they are: see `encode`."""
+        return self._plain is not None and all(
+            set(map(type, map(value, jobs))) == kind for value, kind in self._plain
+        )
 
     def decode(self, text: str | bytes) -> T:
         """Return the job that `text` holds; raise InvalidJobError for anything else, however hostile."""

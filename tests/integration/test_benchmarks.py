@@ -66,8 +66,11 @@ def test_what_is_compared_with_walks_the_index(server: TestServer, claim: str, m
         fill(dsn, 20_000)
         with psycopg.connect(dsn) as conn:
             conn.execute(f"SET plan_cache_mode = {mode}")
-            conn.execute("PREPARE claim (bigint) AS " + claim.replace("%(hint)s", "$1"))
-            plan = "\n".join(line for (line,) in conn.execute("EXPLAIN EXECUTE claim (10000)"))
+            conn.execute(
+                "PREPARE claim (bigint, bigint) AS "
+                + claim.replace("%(hint)s", "$1").replace("%(limit)s", "$2")
+            )
+            plan = "\n".join(line for (line,) in conn.execute("EXPLAIN EXECUTE claim (10000, 500)"))
     assert "Index Scan using background_jobs_fetch" in plan
     assert "Seq Scan" not in plan
     assert "Sort" not in plan

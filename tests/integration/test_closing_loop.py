@@ -124,7 +124,7 @@ async def test_a_job_in_a_thread_keeps_its_claim_while_the_loop_closes(
     monkeypatch: pytest.MonkeyPatch,
     waits: bool,
 ) -> None:
-    """Rule 22: the loop, like the process, ends after the thread; then the job's own outcome is written. It is named once."""
+    """Rule 22: the loop, like the process, ends after the thread; then the job's own outcome is written. It is told once."""
     monkeypatch.setattr(crew, "LAST_SECONDS", 0.1)
     job_id = HoldInThread().enqueue(conn)
     world = World()

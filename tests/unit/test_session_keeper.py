@@ -33,7 +33,7 @@ class Link:
         self.silent = self.more = False
 
     def maintain(self, request: MaintenanceRequest, *, probe: str | None) -> Maintenance:
-        return Maintenance(alive=True, silent=self.silent, more=self.more)
+        return Maintenance(alive=True, silent=self.silent, more=self.more, probed=probe is not None)
 
     def claims(self) -> dict[int, list[int]]:
         self.asked += 1

@@ -123,9 +123,11 @@ class Claimer:
                 # a wake-up that comes while the claim is on its way counts for the next one
                 self._more = False
                 if await self.claim(limit) == limit:
+                    # the next claim is on its way while these run
                     self._more = True
-                # the workers begin before this task arms its timer
-                await asyncio.sleep(0)
+                else:
+                    # the workers begin before this task arms its timer
+                    await asyncio.sleep(0)
                 continue
             await self._wait(next_poll - now, queue)
 
@@ -133,6 +135,8 @@ class Claimer:
         """Nothing is begun any more; a claim on its way has _LAST_SECONDS."""
         self._queue.close()
         self._shield.close(_LAST_SECONDS)
+        for _, token in self._lost:  # they are left to the session's thread
+            self._ledger.lost(token, time.monotonic())
 
     async def claim(self, limit: int, *, thorough: bool = False) -> int:
         """One claim of ordinary jobs. Returns how many came; -1 when it could not be made, or none came although some may
@@ -219,6 +223,11 @@ class Claimer:
             failpoints.hit("claimed")
         except StorageUnavailableError:
             self._lost.append((session, token))
+            raise
+        except (
+            asyncio.CancelledError
+        ):  # broken off: it may land yet, and jobs that would not end may keep the session
+            self._ledger.lost(token, time.monotonic())
             raise
         except BaseException:
             self._ledger.unclaimed(token)

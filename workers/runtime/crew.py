@@ -92,6 +92,7 @@ class Crew:
 
     async def _finish(self, grace: float) -> None:
         if self._told:  # it was cancelled after that, by a loop that closes
+            self._stop_running()
             await self._ended()
             return
         if running := self.running():
@@ -107,9 +108,7 @@ class Crew:
         why = "" if self._hurried else f"the grace of {grace:g} s is over: "
         logger.warning("%sstopping %d jobs", why, len(stopped), extra={"job_ids": stopped})
         for share in _SHARES:
-            for queue in self._queues.values():
-                for attempt in list(queue.running):
-                    attempt.stop(Interrupted("shutdown"))
+            self._stop_running()
             with anyio.move_on_after(share * LAST_SECONDS):
                 await self._ended()
         if self._tasks:
@@ -122,6 +121,11 @@ class Crew:
             self._told = True
             self._tell(unfinished)
             await self._ended()
+
+    def _stop_running(self) -> None:
+        for queue in self._queues.values():
+            for attempt in list(queue.running):
+                attempt.stop(Interrupted("shutdown"))
 
     def hurry(self, grace: float) -> None:
         """Let the grace end in `grace` seconds, if it would last longer."""

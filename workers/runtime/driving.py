@@ -104,15 +104,15 @@ class Shield:
         cancel again at once.
         """
         if self._timer is None and self._task is not None:
-            self._arm(seconds)
+            self._arm(self._task, seconds)
 
-    def _arm(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._strike, seconds)
+    def _arm(self, task: asyncio.Task[Any], seconds: float) -> None:
+        self._timer = task.get_loop().call_later(seconds, self._strike, seconds)
 
     def _strike(self, seconds: float) -> None:
         if self._task is not None:
             self._task.cancel()
-            self._arm(seconds)
+            self._arm(self._task, seconds)
 
 
 def as_coroutine(value: Awaitable[Any]) -> Coroutine[Any, Any, Any]:

@@ -199,19 +199,19 @@ class SessionKeeper:
             failpoints.hit("maintain")
             result = self._control.maintain(self._request, probe=probe)
             failpoints.hit("maintained")
-            if probe is not None:
+            if result.probed:
                 self._next_probe = now + PROBE_EVERY
                 self._post(self._events.probed, now)
             if result.alive:
                 self._post(self._events.renewed, now + LEFT * self._request.lease)
             else:
                 self._replace_session()
-            if result.rescue:
-                dead = self._control.rescue()
-                if dead:
-                    self._post(self._events.rescued, dead)
+            # whoever waits for the end is not to wait for the jobs of others
+            if result.rescue and not self._stopping and (dead := self._control.rescue()):
+                self._post(self._events.rescued, dead)
             self._post(self._events.maintained, result)
-            self._now_and_then()
+            if not self._stopping:
+                self._now_and_then()
         except StorageError as error:
             self._post(self._events.link_lost, error)
             for future in waiting:

@@ -140,7 +140,7 @@ class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     """What the housekeeping found. `alive`: this session still is. `wakes`: what became available. `suspects`: queues of
     this runner in which jobs that crashed a process wait. `rescue`: some session is dead and still has claims. `silent`: the
     lock of one is free; whether it is dead shows `SUSPICION` seconds after that was first seen. `more`: as many jobs became
-    available as may in one round, so that there may be others.
+    available as may in one round, so that there may be others. `probed`: the probe was sent.
 
     For warnings, now and then, as (job type, queue): `stray` are known types that wait in queues this runner does not work,
     `unknown` are types it does not know that have waited for 10 s, in its queues, in those of nobody, or in none ("").
@@ -154,6 +154,7 @@ class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     rescue: bool = False
     silent: bool = False
     more: bool = False
+    probed: bool = False
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):

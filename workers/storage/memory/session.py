@@ -79,6 +79,7 @@ class MemoryControl:
             )
             return Maintenance(
                 alive=alive,
+                probed=probe is not None,
                 wakes=wakes,
                 suspects={
                     queue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
@@ -15,8 +16,8 @@ __all__ = ["Apart"]
 
 _Rows = list[tuple[Any, ...]]
 
-#: The lease is waiting to be renewed: no more than this many waits of 10 ms in one go.
-_MAX_BLOCKED = 100
+#: The lease is waiting to be renewed: no more than this many waits of 10 ms in one go, and no try is begun after so long.
+_MAX_BLOCKED, _PASS_SECONDS = 100, 1.0
 #: Nor is a statement to take longer than this, whatever is in its rows: the link would be given up, and nothing come of it.
 _LONGEST = "3s"
 
@@ -33,6 +34,7 @@ class Apart:
         self._link = link
         self._groups: deque[list[int]] = deque()  # the largest first
         self._waiting: set[int] = set()
+        self._too_long = False  # the last try that failed did so by its own length
 
     def give_back(
         self, step: Callable[[Collection[int] | None], _Rows], ids: Callable[[], Iterable[int]]
@@ -48,7 +50,8 @@ class Apart:
         rows: _Rows = []
         blocked = 0
         groups = self._groups = self._still(ids)
-        while groups and blocked < _MAX_BLOCKED:
+        until = time.monotonic() + _PASS_SECONDS
+        while groups and blocked < _MAX_BLOCKED and time.monotonic() < until:
             group = groups.pop() if blocked % 2 else groups.popleft()
             some = self._try(partial(step, group), "10ms")
             if some is not None:
@@ -56,8 +59,7 @@ class Apart:
                 continue
             blocked += 1
             if len(group) > 1:
-                half = len(group) // 2
-                groups += group[:half], group[half:]
+                groups += _halves(group)
             else:
                 self._waiting.update(group)
         if not groups:  # everything was tried; transactions may have ended since
@@ -68,15 +70,24 @@ class Apart:
         """What is new, and the groups of the last pass as far as they are still there."""
         known = [[job_id for job_id in group if job_id in ids] for group in self._groups]
         new = ids.difference(self._waiting, *known)
-        return deque(group for group in [sorted(new), *known] if group)
+        groups = [group for group in [sorted(new), *known] if group]
+        if self._too_long and len(groups) == 1:  # it would do so again
+            groups = [group for group in _halves(groups[0]) if group]
+        return deque(groups)
 
     def _try(self, step: Callable[[], _Rows], lock_timeout: str) -> _Rows | None:
         try:
             with self._link.transaction(lock_timeout=lock_timeout, statement_timeout=_LONGEST):
                 return step()
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
+            self._too_long = isinstance(error, psycopg.errors.QueryCanceled)
             return None
 
     def _forget(self) -> None:
         self._groups.clear()
         self._waiting.clear()
+
+
+def _halves(group: list[int]) -> tuple[list[int], list[int]]:
+    half = len(group) // 2
+    return group[:half], group[half:]

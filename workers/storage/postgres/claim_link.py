@@ -43,6 +43,8 @@ _AGAIN_FIRST, _AGAIN_MOST = 1.0, 60.0
 _FREE_TO_MAKE, _FREE_TO_KEEP = 0.1, 0.05
 #: Seconds until that is looked at, after it was made and from then on.
 _LOOK_FIRST, _LOOK_EVERY = 2.0, 60.0
+#: Seconds that whatever is on its way gets to notice that it was cancelled.
+_END_SECONDS = 1.0
 
 #: Of connections of every role. (What others do can be seen by few, that they are there by all.)
 _FREE = """
@@ -199,12 +201,21 @@ class ClaimLink:
         """Close the connection. There are no claims any more."""
         for task in (self._making, self._looking):
             if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await _cancelled(task)
         cursor, self._cursor = self._cursor, None
         if cursor is not None:
             await cursor.connection.close()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel `task`, and once more: then the driver no longer waits for the server's answer."""
+    for _ in range(2):
+        task.cancel()
+        await asyncio.wait([task], timeout=_END_SECONDS)
+        if task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await task  # or its traceback would keep a connection that was being made
+            return
 
 
 async def _free(cursor: _Cursor) -> float:

@@ -74,6 +74,7 @@ class ScanHints:
         #: Of the last thorough scan; of the first one no more is believed than this.
         self._duration = COSTLY
         self._believe_from = float("-inf")
+        self._barren = False  # the last hinted scan took long, and found less than it was to
         self._cut = (
             False  # the last thorough scan ended at its limit: of lower priorities it saw nothing
         )
@@ -124,8 +125,10 @@ class ScanHints:
             last = jobs[-1][0].priority
             self._next[last] = ends[last]
         costly = duration >= max(COSTLY, self._duration / WORTH_A_HINT)
-        if plan.kind is ScanKind.HINTED and short and costly:
-            self._drop_barren(plan, ends)
+        if plan.kind is ScanKind.HINTED:
+            if short and costly and self._barren:  # one may have waited for a lock
+                self._drop_barren(plan, ends)
+            self._barren = short and costly
         if self._meanwhile:
             self._pull_back({(job.priority, position) for job, position in jobs})
         while len(self._next) > MAX_PRIORITIES:

@@ -140,6 +140,7 @@ class PostgresControl:
             alive="alive" in kinds,
             rescue="rescue" in kinds,
             silent="silent" in kinds,
+            probed="probed" in kinds,
             more="more" in kinds,
             wakes=[
                 Wake(queue, priority, position)
