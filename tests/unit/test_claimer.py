@@ -214,6 +214,27 @@ async def test_a_claim_that_does_not_come_back_is_broken_off(
     assert cancelled == [1]
     assert await bench.claimer.claim(1) == -1
     assert bench.store.asked == [("claim", 1, 1)]
+    assert bench.ledger.orphans({1: [5]}) == [Guard(5, 1)], (
+        "what lands late is found by the session"
+    )
+    assert bench.ledger.lost_at > float("-inf"), "which looks for it"
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_claim_whose_reply_was_lost_is_left_to_the_session_at_the_end(
+    bench: Bench, late: bool
+) -> None:
+    """Jobs that would not end may keep the session alive: nobody else would give back what was claimed."""
+    bench.store.answers = [StorageUnavailableError("connection lost")]
+    bench.store.gate.clear()
+    claiming = asyncio.create_task(bench.claimer.claim(1))
+    await bench.asked(1)
+    if late:
+        bench.claimer.close()
+    bench.store.gate.set()
+    assert await claiming == -1
+    bench.claimer.close()
+    assert bench.ledger.orphans({1: [5]}) == [Guard(5, 1)]
 
 
 async def test_a_suspect_that_ends_while_others_are_asked_for(bench: Bench) -> None:

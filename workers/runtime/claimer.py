@@ -135,7 +135,7 @@ class Claimer:
         """Nothing is begun any more; a claim on its way has _LAST_SECONDS."""
         self._queue.close()
         self._shield.close(_LAST_SECONDS)
-        for _, token in self._lost:  # they are left to the session's thread
+        for _, token in self._lost:  # from now on it is the session's thread that gives back
             self._ledger.lost(token, time.monotonic())
 
     async def claim(self, limit: int, *, thorough: bool = False) -> int:
@@ -222,7 +222,10 @@ class Claimer:
             claimed = await self._storage.claim(request)
             failpoints.hit("claimed")
         except StorageUnavailableError:
-            self._lost.append((session, token))
+            if self._queue.closed:
+                self._ledger.lost(token, time.monotonic())
+            else:
+                self._lost.append((session, token))
             raise
         except (
             asyncio.CancelledError
