@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers.own_server import NoOwnServerError, OwnServer, own_server
 from tests.helpers.running import World, eventually, running
+from tests.storage.engines import PostgresEngine
 from workers import BackgroundJob, Snooze, current_job, migrate
 from workers.errors import StorageUnavailableError
 from workers.storage.postgres.checkout import translated
@@ -110,6 +111,14 @@ async def test_jobs_end_and_go_back_and_come_due(
     assert conn.execute("SELECT count(*) FROM dead_jobs").fetchone() == (0,)
     assert caplog.text.count("no room left for notifications") == 1
     assert "connection is lost" not in caplog.text
+
+
+async def test_a_probe_that_was_not_sent_is_not_waited_for(full: OwnServer) -> None:
+    """Rule 27: the listener would count as deaf."""
+    async with PostgresEngine.opened(full.dsn) as engine:
+        runner = engine.runner()
+        assert not runner.maintain(probe="probe 1").probed, "it finds out"
+        assert not runner.maintain(probe="probe 1").probed, "it knows"
 
 
 def test_it_may_pass() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import PATIENCE, World, eventually, running
 from workers import BackgroundJob
-from workers.runtime import claimer, completer
+from workers.runtime import claimer, completer, demand
 from workers.storage.base import Guard, Settled
 from workers.storage.memory import MemoryStorage
 
@@ -68,6 +68,8 @@ async def test_nothing_is_claimed_while_outcomes_pile_up(
     """Each of those jobs would run again if the process died."""
     for module in (claimer, completer):
         monkeypatch.setattr(module, "MOST_UNWRITTEN", 20)
+    for most in ("MAX_PREFETCH", "MOST_PREFETCH"):
+        monkeypatch.setattr(demand, most, 10)
     storage, world = Choked(), World()
     await Note.enqueue_batch(storage, [Note(number=number) for number in range(1, 501)])
     async with running(storage, Note, context=world, max_batch=10):

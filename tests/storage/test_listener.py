@@ -183,9 +183,9 @@ async def test_probe(engine: Engine, runner: Runner, ear: Ear) -> None:
     await second.open()
     try:
         assert second.address != ear.listener.address
-        runner.maintain(probe=second.address)
-        runner.maintain(probe=ear.listener.address)
-        runner.maintain()
+        assert runner.maintain(probe=second.address).probed
+        assert runner.maintain(probe=ear.listener.address).probed
+        assert not runner.maintain().probed
         assert await ear.hear() is None
         assert await Ear(second).hear() is None
         await engine.storage.enqueue(mails(1))

@@ -364,6 +364,23 @@ async def test_a_claim_that_brings_nothing_says_nothing_of_how_much_comes_throug
         assert bench.store.limits == [3, 1, 1]
 
 
+async def test_a_claim_is_on_its_way_while_the_jobs_of_a_full_one_run(bench: Bench) -> None:
+    """A worker whose jobs never wait would keep it from being sent for as long as they take."""
+    bench.queue.demand.prefetch = 1000
+    bench.store.answers = [range(500)]
+    held: list[int] = []
+    claim = bench.store.claim
+
+    async def look(request: ClaimRequest) -> Claimed:
+        held.append(len(bench.queue))
+        return await claim(request)
+
+    bench.store.claim = look  # type: ignore[method-assign]
+    async with bench.running():
+        await bench.asked(2)
+    assert (held, bench.store.limits) == ([0, 500], [500, 500])
+
+
 async def test_nothing_is_claimed_in_advance_beside_a_job_that_must_be_alone(bench: Bench) -> None:
     """Rule 20: what is claimed when it kills the process would be suspect with it."""
     bench.gate.exclusive = True
