@@ -77,7 +77,7 @@ def main() -> int:
             _show(result, options)
             correct = correct and result.exactly_once
     if options.peers:
-        print_peers(names, as_json=options.json)
+        correct = print_peers(names, as_json=options.json) and correct
     return 0 if correct else 1
 
 

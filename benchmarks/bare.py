@@ -28,15 +28,15 @@ WHERE id = ANY(ARRAY(
     SELECT id FROM background_jobs
     WHERE queue = 'default' AND priority = 0 AND run_at IS NULL AND session_id IS NULL AND crashes = 0
         AND position >= %(hint)s
-    ORDER BY position LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ORDER BY position LIMIT 500 FOR UPDATE SKIP LOCKED
 ))
 RETURNING id, job_type, data::text, retries, position
 """
 _DELETE = "DELETE FROM background_jobs WHERE id = ANY(%(ids)s::bigint[])"
 
 
-async def bare_drain(dsn: str, counter: Counter, limit: int = 500) -> tuple[float, float]:
-    """Claim `limit` at once, until a claim finds nothing. Returns when it began, connected, and when it ended."""
+async def bare_drain(dsn: str, counter: Counter) -> tuple[float, float]:
+    """Run until a claim finds nothing. Returns when it began, connected, and when it ended."""
     decode = msgspec.json.Decoder(dict[str, int]).decode
 
     async def job(number: int) -> None:
@@ -47,7 +47,7 @@ async def bare_drain(dsn: str, counter: Counter, limit: int = 500) -> tuple[floa
         cursor = conn.cursor(row_factory=tuple_row)
         start, hint = time.perf_counter(), 0
         while True:
-            await cursor.execute(_CLAIM, {"hint": hint, "limit": limit}, prepare=True)
+            await cursor.execute(_CLAIM, {"hint": hint}, prepare=True)
             batch = await cursor.fetchall()
             if not batch:
                 return start, time.perf_counter()

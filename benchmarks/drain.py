@@ -19,50 +19,32 @@ from .counter import Counter
 from .jobs import Noop
 from .report import Result, Sample, summarize
 
-__all__ = ["Tuning", "drain", "drain_best", "drained", "library_drain", "watched_drain"]
+__all__ = ["drain", "drain_best", "drained", "library_drain", "watched_drain"]
 
 T = TypeVar("T")
 #: Takes a DSN and a counter; returns when it began and when it ended.
 Side = Callable[[str, Counter], Coroutine[Any, Any, tuple[float, float]]]
 
 
-class Tuning(msgspec.Struct, frozen=True):
-    """Settings of the runner: None for the library's own."""
-
-    num_workers: int | None = None
-    max_batch: int | None = None
-
-
-DEFAULT = Tuning()
-#: The fastest of a sweep over both, on the figures' machine.
-BEST = Tuning(num_workers=100, max_batch=1000)
-
-
 def drain(options: Options) -> Result:
     """50,000 jobs (10,000 when quick), default settings."""
-    return _pairs("drain", options, DEFAULT)
+    return _pairs("drain", options)
 
 
 def drain_best(options: Options) -> Result:
-    """The same with the settings that suit jobs that do nothing, on uvloop; so is the bare loop, with such batches."""
-    return _pairs("drain_best", msgspec.structs.replace(options, uvloop=True), BEST)
+    """The same on uvloop, where other settings gain nothing; so is the bare loop."""
+    return _pairs("drain_best", msgspec.structs.replace(options, uvloop=True))
 
 
-def _pairs(name: str, options: Options, tuning: Tuning) -> Result:
+def _pairs(name: str, options: Options) -> Result:
     n = options.pick(full=50_000, quick=10_000, tiny=300)
-
-    async def library(dsn: str, counter: Counter) -> tuple[float, float]:
-        return await library_drain(dsn, counter, tuning)
 
     def measured(side: Side) -> Sample:
         with fresh_schema(options) as dsn:
             fill(dsn, n)
             return drained(options, dsn, Counter(n), side)
 
-    async def bare(dsn: str, counter: Counter) -> tuple[float, float]:
-        return await bare_drain(dsn, counter, tuning.max_batch or 500)
-
-    pairs = interleave(options.pairs, lambda: measured(library), lambda: measured(bare))
+    pairs = interleave(options.pairs, lambda: measured(library_drain), lambda: measured(bare_drain))
     return summarize(Result, name, n, pairs)
 
 
@@ -78,19 +60,14 @@ def drained(options: Options, dsn: str, counter: Counter, side: Side, *, leaves:
     )
 
 
-async def library_drain(
-    dsn: str, counter: Counter, tuning: Tuning = DEFAULT
-) -> tuple[float, float]:
+async def library_drain(dsn: str, counter: Counter) -> tuple[float, float]:
     """Drain with a Runner. Returns when it was ready and when it had ended."""
-    return await watched_drain(dsn, counter, time.perf_counter, tuning)
+    return await watched_drain(dsn, counter, time.perf_counter)
 
 
-async def watched_drain(
-    dsn: str, counter: Counter, look: Callable[[], T], tuning: Tuning = DEFAULT
-) -> tuple[T, T]:
+async def watched_drain(dsn: str, counter: Counter, look: Callable[[], T]) -> tuple[T, T]:
     """Drain with a Runner. Returns what `look` saw when it was ready and when it had ended."""
-    runner = Runner(dsn, counter, max_batch=tuning.max_batch).register_job_type(Noop)
-    runner.configure_default_queue(num_workers=tuning.num_workers).shutdown_when_queue_empty()
+    runner = Runner(dsn, counter).register_job_type(Noop).shutdown_when_queue_empty()
     handle = runner.start()
     await handle.ready()
     start = look()

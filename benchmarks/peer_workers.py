@@ -1,6 +1,6 @@
 """This library, for the harness that measures its peers: runs there, copied beside the other adapters; see peers.py.
 
-PEERS_VARIANT: "" = default settings; "tuned" = bigger batches. PEERS_CONC is num_workers.
+With default settings, but for num_workers, which is PEERS_CONC.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 # the harness's own module, beside which this one is copied
-from common import CONC, PG, VARIANT, Adapter, lat_tick, run_async, tick  # type: ignore[import-not-found]
+from common import CONC, PG, Adapter, lat_tick, run_async, tick  # type: ignore[import-not-found]
 
 from workers import BackgroundJob, Runner, migrate
 
@@ -70,7 +70,7 @@ class WorkersAdapter(Adapter):  # type: ignore[misc]  # its type is the harness'
 
     def worker(self) -> None:
         async def go() -> None:
-            runner = Runner(PG, None, max_batch=1000 if "tuned" in VARIANT else None)
+            runner = Runner(PG, None)
             for job_type in JOBS.values():
                 runner.register_job_type(job_type)
             await runner.configure_default_queue(num_workers=CONC).run()

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Peer", "peer_rows", "print_peers"]
+__all__ = ["Peer", "as_ours", "peer_rows", "print_peers"]
 
 #: The harness's workload for each of our benchmarks; it measures every peer with every one of them.
 WORKLOADS = {
@@ -35,6 +35,7 @@ WORKLOADS = {
     "enqueue_batch": "enqueue_bulk",
     "sleep": "sleep10",
 }
+_OWN = "workers"
 _ADAPTER = "peer_workers.py"
 #: What the harness needs to know of this library: virtual environment, adapter, store, the SQL that counts what is left.
 _ENTRY = """    "workers": ("workers", "peer_workers", "pg", "select count(*) from background_jobs", {}),"""
@@ -67,9 +68,6 @@ def _python(name: str, label: str, **flags: str) -> Peer:
 
 PEERS = [
     _python("workers", "default", drain="--concurrency 10", sleep10="--concurrency 100"),
-    _python(
-        "workers", "tuned", drain="--concurrency 1 --variant tuned", sleep10="--concurrency 100"
-    ),
     Peer(
         "graphile",
         "tuned",
@@ -111,32 +109,63 @@ PEERS = [
 ]
 
 
-def print_peers(names: Sequence[str], *, as_json: bool) -> None:
-    """Measure and print the peers on what was measured; says on standard error what is missing for that."""
+def print_peers(names: Sequence[str], *, as_json: bool) -> bool:
+    """Measure and print the peers on what was measured; says on standard error what is missing for that.
+
+    False: this library ran a job not exactly once, or could not be measured.
+    """
     places = [os.environ.get(variable, "") for variable in ("PEERS_HARNESS", "PEERS_HOME")]
     if not all(places) or not (Path(places[0]) / "bench.py").is_file():
         print(
             "no peers: set PEERS_HARNESS and PEERS_HOME; see benchmarks/peers.py", file=sys.stderr
         )
-        return
-    workloads = [WORKLOADS[name] for name in names if name in WORKLOADS]
-    for row in peer_rows(Path(places[0]), Path(places[1]), workloads):
+        return True
+    correct = True
+    for row in peer_rows(Path(places[0]), Path(places[1]), names):
         print(json.dumps(row) if as_json else _line(row), flush=True)
+        correct = correct and (row["peer"] != _OWN or row.get("exactly_once", False))
+    return correct
 
 
-def peer_rows(harness: Path, home: Path, workloads: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The harness's result for each workload and each peer that is installed, peer by peer within a workload."""
+def peer_rows(harness: Path, home: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The harness's result for each benchmark and each peer that is installed, peer by peer within a benchmark.
+
+    The limit of each is this library with default settings, which is measured first.
+    """
     installed = [peer for peer in PEERS if peer.installed(home)]
     with _with_adapter(harness) as folder, _server(folder, home):
-        for workload in workloads:
-            for peer in installed:
-                if (
-                    workload.startswith("enqueue")
-                    and peer.label == "tuned"
-                    and peer.name == "workers"
-                ):
-                    continue  # the same as with default settings
-                yield _measure(folder, home, peer, workload)
+        for name in names:
+            own: dict[str, Any] = {}
+            for peer in installed if name in WORKLOADS else ():
+                row = _measure(folder, home, peer, WORKLOADS[name])
+                own = own or row
+                yield as_ours(name, peer, row, own)
+
+
+def as_ours(name: str, peer: Peer, row: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The harness's figures under the names that the other benchmarks have; `own`: those of the limit."""
+    known: dict[str, Any] = {"name": name, "peer": peer.name, "label": peer.label}
+    if "error" in row:
+        return known | row
+    known |= {field: row[field] for field in ("version", "n", "runs")}
+    rate, least, most = _rates(row)
+    known |= {"per_second": round(rate, 1), "min": round(least, 1), "max": round(most, 1)}
+    if "error" not in own:
+        limit, *_ = _rates(own)
+        ratio = limit / rate if name == "latency" else rate / limit
+        known |= {"limit_per_second": round(limit, 1), "ratio": round(ratio, 3)}
+    figures = ("p50_ms", "p99_ms", "rss_mb", "wal_bytes_per_job")
+    known |= {field: row[field] for field in figures if row.get(field) is not None}
+    return known | {"exactly_once": row["exactly_n"], "notes": row["notes"]}
+
+
+def _rates(row: dict[str, Any]) -> tuple[float, float, float]:
+    """Median, least and most per second; of latencies one over the median delay."""
+    if row["workload"] == "latency":
+        best, worst = row["p50_min_max"]
+        return 1000 / row["p50_ms"], 1000 / worst, 1000 / best
+    least, most = row["per_second_min_max"]
+    return row["per_second"], least, most
 
 
 def _measure(folder: Path, home: Path, peer: Peer, workload: str) -> dict[str, Any]:
@@ -156,14 +185,9 @@ def _measure(folder: Path, home: Path, peer: Peer, workload: str) -> dict[str, A
         text=True,
     )
     if found.returncode:
-        return {
-            "peer": peer.name,
-            "label": peer.label,
-            "workload": workload,
-            "error": found.stderr.strip()[-300:],
-        }
+        return {"error": found.stderr.strip()[-300:]}
     row: dict[str, Any] = json.loads(found.stdout)
-    return row | {"label": peer.label}
+    return row
 
 
 @contextmanager
@@ -208,10 +232,10 @@ def _environment(home: Path) -> dict[str, str]:
 def _line(row: dict[str, Any]) -> str:
     name = f"{row['peer']} {row['label']}".strip()
     if "error" in row:
-        return f"{row['workload']:<14}{name:<22}failed: {row['error']}"
-    if row["workload"] == "latency":
+        return f"{row['name']:<14}{name:<22}failed: {row['error']}"
+    if row["name"] == "latency":
         figures = f"p50 {row['p50_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms"
     else:
-        figures = f"{row['per_second']:>9,.0f}/s ({' to '.join(f'{x:,}' for x in row['per_second_min_max'])})"
-    once = "each job once" if row["exactly_n"] else "NOT EXACTLY ONCE"
-    return f"{row['workload']:<14}{name:<22}{figures}, {once}"
+        figures = f"{row['per_second']:>9,.0f}/s ({row['min']:,.0f} to {row['max']:,.0f})"
+    once = "each job once" if row["exactly_once"] else "NOT EXACTLY ONCE"
+    return f"{row['name']:<14}{name:<22}{figures}, {once}"

@@ -12,7 +12,7 @@ from benchmarks import __main__ as command_line
 from benchmarks.bench import Options, interleave
 from benchmarks.counter import Counter, Slices
 from benchmarks.goals import GOALS, judge
-from benchmarks.peers import PEERS, WORKLOADS
+from benchmarks.peers import PEERS, WORKLOADS, as_ours
 from benchmarks.report import Point, Result, Sample, line, summarize
 
 PEER = {peer.name: peer for peer in PEERS}
@@ -140,6 +140,22 @@ def test_a_peer_has_the_flags_of_a_drain_unless_told_otherwise() -> None:
     assert pgqueuer.flags_for("drain2") == pgqueuer.flags_for("drain")
     assert pgqueuer.flags_for("latency") == ["--concurrency", "10"]
     assert pgqueuer.flags_for("enqueue_one") == []
+
+
+def test_the_figures_of_a_peer_are_named_as_ours() -> None:
+    row = {"workload": "drain", "version": "1", "n": 10, "runs": 3, "exactly_n": True, "notes": ""}
+    drained = row | {"per_second": 50, "per_second_min_max": [40, 60], "rss_mb": 30.0}
+    own = drained | {"per_second": 100}
+    found = as_ours("drain", PEER["graphile"], drained, own)
+    assert {"n", "runs", "limit_per_second", "exactly_once"} <= found.keys()
+    assert (found["name"], found["peer"], found["ratio"]) == ("drain", "graphile", 0.5)
+    assert (found["min"], found["max"], found["rss_mb"]) == (40, 60, 30.0)
+    slow = row | {"workload": "latency", "p50_ms": 4.0, "p99_ms": 9.0, "p50_min_max": [2.0, 5.0]}
+    found = as_ours("latency", PEER["graphile"], slow, slow | {"p50_ms": 2.0})
+    assert (found["per_second"], found["min"], found["max"]) == (250, 200, 500)
+    assert (found["ratio"], found["p99_ms"]) == (2.0, 9.0)
+    found = as_ours("drain", PEER["graphile"], {"error": "no"}, own)
+    assert found == {"name": "drain", "peer": "graphile", "label": "tuned", "error": "no"}
 
 
 def test_options_run_no_more_than_the_scale_says() -> None:
