@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import AsyncPool
 from tests.helpers.running import PATIENCE, World, eventually, make_runner, running
 from workers import BackgroundJob, RunnerError
+from workers.runtime import demand
 from workers.storage.memory import MemoryStorage
 
 ROWS = "SELECT retries, session_id IS NULL, last_error, run_at FROM background_jobs ORDER BY id"
@@ -110,6 +111,29 @@ async def test_a_runner_of_which_a_task_is_cancelled_does_not_end_without_a_word
     with pytest.raises(RunnerError, match="one of the runner's own tasks"):
         async with asyncio.timeout(PATIENCE):
             await handle.wait_for_shutdown()
+
+
+class Tidies(BackgroundJob[World]):
+    number: int
+
+    async def run(self, ctx: World) -> None:
+        ctx.note(str(self.number))
+        if self.number == 300:
+            (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "listening")
+            task.cancel()
+
+
+async def test_nor_does_one_amid_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claimer that goes from one claim to the next, each of them shielded, is never told that it is cancelled."""
+    for most in ("MAX_PREFETCH", "MOST_PREFETCH"):
+        monkeypatch.setattr(demand, most, 100)
+    storage, world = MemoryStorage(), World()
+    await Tidies.enqueue_batch(storage, [Tidies(number=number) for number in range(3000)])
+    handle = make_runner(storage, Tidies, context=world, max_batch=50).start()
+    with pytest.raises(RunnerError, match="one of the runner's own tasks"):
+        async with asyncio.timeout(PATIENCE):
+            await handle.wait_for_shutdown()
+    assert 300 < len(world.seen) < 3000
 
 
 async def test_a_runner_whose_task_is_cancelled_does_not_end_without_a_word(

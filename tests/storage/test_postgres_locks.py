@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -234,7 +233,6 @@ async def test_a_rescue_that_takes_long_goes_on_in_parts(
 ) -> None:
     """Rule 26: payloads may be such that one statement for all would take longer than the link waits, each time anew."""
     monkeypatch.setattr(apart, "_LONGEST", "250ms")
-    monkeypatch.setattr(apart, "_PASS_SECONDS", 0.4)
     runner, other = postgres.runner(), postgres.runner("other")
     await postgres.storage.enqueue(mails(16, deduplicated=True))
     await other.take(limit=16)
@@ -252,13 +250,11 @@ async def test_a_rescue_that_takes_long_goes_on_in_parts(
         CREATE TRIGGER crawl AFTER DELETE ON background_jobs FOR EACH ROW EXECUTE FUNCTION crawl();
         """
     )
-    given_back = passes = 0
-    while given_back < 16:
-        start = time.monotonic()
-        given_back += sum(session.jobs for session in sweep(runner))
-        assert time.monotonic() - start < 5, "the lease is waiting to be renewed"
-        passes += 1
-    assert passes > 1
+    given_back: list[int] = []
+    while sum(given_back) < 16 and len(given_back) < 50:
+        given_back.append(sum(session.jobs for session in sweep(runner)))
+    assert sum(given_back) == 16
+    assert given_back[0] < 16, "the lease is waiting to be renewed"
     ((longest, rows),) = postgres.conn.execute("SELECT max(seconds), count(*) FROM took").fetchall()
     assert rows == 16
     assert longest < 0.5, "0.8 s it would be at once"

@@ -364,21 +364,29 @@ async def test_a_claim_that_brings_nothing_says_nothing_of_how_much_comes_throug
         assert bench.store.limits == [3, 1, 1]
 
 
-async def test_a_claim_is_on_its_way_while_the_jobs_of_a_full_one_run(bench: Bench) -> None:
+async def test_a_claim_is_on_its_way_while_the_jobs_of_a_full_one_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker whose jobs never wait would keep it from being sent for as long as they take."""
     bench.queue.demand.prefetch = 1000
     bench.store.answers = [range(500)]
-    held: list[int] = []
-    claim = bench.store.claim
+    order: list[str] = []
+    claim, put = bench.store.claim, bench.queue.put
 
     async def look(request: ClaimRequest) -> Claimed:
-        held.append(len(bench.queue))
+        order.append("claim")
         return await claim(request)
 
-    bench.store.claim = look  # type: ignore[method-assign]
+    def handed_over(jobs: Sequence[ClaimedJob]) -> None:
+        put(jobs)
+        asyncio.get_running_loop().call_soon(order.append, "a worker's turn")
+
+    monkeypatch.setattr(bench.store, "claim", look)
+    monkeypatch.setattr(bench.queue, "put", handed_over)
     async with bench.running():
         await bench.asked(2)
-    assert (held, bench.store.limits) == ([0, 500], [500, 500])
+    assert order[:2] == ["claim", "claim"]
+    assert bench.store.limits == [500, 500]
 
 
 async def test_nothing_is_claimed_in_advance_beside_a_job_that_must_be_alone(bench: Bench) -> None:

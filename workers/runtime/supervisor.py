@@ -255,6 +255,8 @@ class Supervisor:
                     self._hurry()
                 raise
             finally:
+                for claimer in self._claimers.values():
+                    claimer.close()  # from one claim to the next it is never told that it is cancelled
                 # the grace does not wait for a claim that is on its way
                 self._crew.start_finishing(self._grace, self._left_behind)
                 group.cancel_scope.cancel()

@@ -13,7 +13,7 @@ from ... import failpoints
 from ...errors import StorageError
 from ...log_aside import aside as logger
 from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
-from .apart import Apart
+from .apart import LAST_PASS_SECONDS, PASS_SECONDS, Apart
 from .checkout import translated
 from .control_link import ControlLink
 from .hushing import HUSHED, HUSHED_SECONDS, notifying
@@ -210,9 +210,8 @@ class PostgresControl:
                 # after a claim on its way has landed, and before another one can
                 self._fetch(_LOCK_SESSION, session=self._session)
                 tokens = list(self.claims())
-                released = self._give_back(
-                    self._fetch(_HELD_IDS, session=self._session, tokens=tokens)
-                )
+                held = self._fetch(_HELD_IDS, session=self._session, tokens=tokens)
+                released = self._give_back(held, LAST_PASS_SECONDS)
                 self._fetch(_END_CLAIMS, session=self._session)
                 self._fetch(_END, session=self._session)
         self.abandon()
@@ -243,7 +242,7 @@ class PostgresControl:
         with translated():
             self._link.hush(True)
 
-    def _give_back(self, rows: Sequence[tuple[Any, ...]]) -> Settled:
+    def _give_back(self, rows: Sequence[tuple[Any, ...]], seconds: float = PASS_SECONDS) -> Settled:
         """Release (id, token, deduplicated) rows."""
         ordinary = [row for row in rows if not row[2]]
         deduplicated = {row[0]: row for row in rows if row[2]}
@@ -255,6 +254,7 @@ class PostgresControl:
                     [deduplicated[job_id] for job_id in (only or deduplicated)],
                 ),
                 lambda: deduplicated,
+                seconds,
             )
         return settled(released)
 
