@@ -30,22 +30,27 @@ class Counter:
 
 
 class Slices(Counter):
-    """Of jobs that come `size` at a time: also notes how long each slice took, from `comes` to the start of its last job."""
+    """Of jobs that come `size` at a time, two at least: also notes how long each slice took, from its first start to its
+    last, and how long after `comes` the first one was."""
 
     def __init__(self, n: int, size: int) -> None:
         super().__init__(n)
         self.seconds: list[float] = []
+        self.waits: list[float] = []
         self.done = asyncio.Event()
         self._size = size
         self._seen = 0
-        self._began = 0.0
+        self._came = self._began = 0.0
 
     def comes(self) -> None:
         """The next slice was just committed."""
-        self._began = time.perf_counter()
+        self._came = time.perf_counter()
 
     def ran(self, number: int) -> None:
         self.runs[number] += 1
+        if self._seen == 0:
+            self._began = time.perf_counter()
+            self.waits.append(self._began - self._came)
         self._seen += 1
         if self._seen == self._size:
             self.seconds.append(time.perf_counter() - self._began)
@@ -56,7 +61,7 @@ class Slices(Counter):
         """Jobs per second in each of so many equal parts."""
         slices = len(self.seconds) // parts
         return [
-            self._size * slices / sum(self.seconds[part * slices : (part + 1) * slices])
+            (self._size - 1) * slices / sum(self.seconds[part * slices : (part + 1) * slices])
             for part in range(parts)
         ]
 

@@ -46,6 +46,7 @@ GOALS: dict[str, list[Goal]] = {
     "scheduled": [Goal("ratio", least=0.95)],
     "pinned": [
         Goal("ratio", least=0.9),
+        Goal("first_start_s", most=2),
         Goal("late_notified_s", most=2),
         Goal("late_within_3s_s", most=2),
         Goal("late_over_budget_s", most=0),

@@ -3,8 +3,9 @@
 Its snapshot keeps vacuum from removing anything: a million jobs leave a million dead rows and dead index entries, and a
 claim that began its scan at the start would walk them all. The clean run is the same without that transaction, in another
 database, and in turns: a hundredth of the jobs here, a hundredth there, as a machine changes its speed within seconds. Each
-is timed from its commit to the start of its last job. (What a runner does meanwhile that has nothing to do may take 2% of
-the time.) `ratio` is the rate over the last tenth, to the clean run's over its last tenth. Once as many jobs are drained
+is timed from the start of its first job to that of its last. `ratio` is the rate over the last tenth, to the clean run's
+over its last tenth. How long the first job of a slice waited is told apart (`first_start_s`): in turns a runner has nothing to do
+half of the time, and may be amid a look at the whole queue, which it takes 2% of its time for. Once as many jobs are drained
 without a break, too (`drained_per_second`). Then, with the transaction still open and jobs still flowing, some jobs become
 available behind the place where claims begin; see late.py.
 """
@@ -32,10 +33,12 @@ _TENTHS, _SLICES = 10, 100
 
 
 class PinnedResult(Result, kw_only=True, omit_defaults=True):
-    """`per_second` is the last tenth's; `points` has every tenth. Then seconds from commit to start; see late.PickUps."""
+    """`per_second` is the last tenth's; `points` has every tenth. Then seconds from commit to start: of the first job of
+    each slice in the last tenth, the median run's longest; and see late.PickUps."""
 
     whole_per_second: float
     drained_per_second: float
+    first_start_s: float
     late_notified_s: float
     late_within_3s_s: float
     late_beyond_s: float
@@ -63,6 +66,7 @@ def pinned(options: Options) -> PinnedResult:
         pairs,
         whole_per_second=_median(whole),
         drained_per_second=round(drained_per_second, 1),
+        first_start_s=_median([max(flow.waits[-(_SLICES // _TENTHS) :]) for flow, _ in flows]),
         points=_points(n, flows),
         **late.fields(),
     )

@@ -131,8 +131,9 @@ def test_slices_are_timed_and_put_together_into_parts() -> None:
         counter.ran(number)
     assert len(counter.seconds) == 4
     counter.seconds = [1.0, 3.0, 0.5, 0.5]
-    assert counter.rates(2) == [1.5, 6.0]
-    assert counter.rates(1) == [12 / 5]
+    assert counter.rates(2) == [1.0, 4.0]  # of each slice the first start is where its time begins
+    assert counter.rates(1) == [8 / 5]
+    assert len(counter.waits) == 4
 
 
 def test_a_peer_has_the_flags_of_a_drain_unless_told_otherwise() -> None:
