@@ -4,10 +4,10 @@ Its snapshot keeps vacuum from removing anything: a million jobs leave a million
 claim that began its scan at the start would walk them all. The clean run is the same without that transaction, in another
 database, and in turns: a hundredth of the jobs here, a hundredth there, as a machine changes its speed within seconds. Each
 is timed from the start of its first job to that of its last. `ratio` is the rate over the last tenth, to the clean run's
-over its last tenth. How long the first job of a slice waited is told apart (`first_start_s`): in turns a runner has nothing to do
-half of the time, and may be amid a look at the whole queue, which it takes 2% of its time for. Once as many jobs are drained
-without a break, too (`drained_per_second`). Then, with the transaction still open and jobs still flowing, some jobs become
-available behind the place where claims begin; see late.py.
+over its last tenth. How long the first job of a slice waited is told apart (`first_start_s`): in turns a runner has nothing
+to do half of the time, and may be amid a look at the whole queue, which it takes 2% of its time for. Once as many jobs are
+drained without a break, too (`drained_per_second`). Then, with the transaction still open and jobs still flowing, some jobs
+become available behind the place where claims begin; see late.py.
 """
 
 from __future__ import annotations
