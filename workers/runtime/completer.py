@@ -34,6 +34,8 @@ logger = logging.getLogger("workers")
 _REFUSED_WAIT = 60.0
 #: So many outcomes that can't be written are enough: should the process die, each of these jobs runs again.
 MOST_UNWRITTEN = 5000
+#: With so many, and none written for so many seconds, something is wrong.
+_STUCK_SECONDS = 1.0
 _LOCKED = "the outcomes of %d jobs wait for whoever has locked their rows"
 _ENQUEUED = "%d jobs go back when the transactions are over that are just enqueueing the same"
 
@@ -67,11 +69,14 @@ class Completer:
     async def wait_for_relief(self) -> None:
         """Until so few outcomes wait to be written that other jobs may be begun."""
         while self.unwritten >= MOST_UNWRITTEN:
+            self._relief.clear()
+            with anyio.move_on_after(_STUCK_SECONDS):
+                await self._relief.wait()
+                continue  # a slow disk is no trouble
             if not self._crowded:
                 text = "%d outcomes can't be written yet: nothing is claimed until they are fewer"
                 logger.warning(text, self.unwritten)
             self._crowded = True
-            self._relief.clear()
             await self._relief.wait()
         self._crowded = False
 
