@@ -39,7 +39,7 @@ Connection = psycopg.Connection[Any]
 Side = Callable[[Connection, int], None]
 #: Until psycopg has prepared the statement, and the server has its plan.
 WARM_UP = 50
-#: Rows that the bare COPY writes at once: the best of 150, 1,000, 5,000 and all.
+#: Rows that the bare COPY writes at once.
 _BLOCK = 1000
 #: Calls of one side until it is the other's turn.
 TURN = 50

@@ -227,9 +227,8 @@ class Claimer:
             else:
                 self._lost.append((session, token))
             raise
-        except (
-            asyncio.CancelledError
-        ):  # broken off: it may land yet, and jobs that would not end may keep the session
+        except asyncio.CancelledError:
+            # broken off: it may land yet, and jobs that would not end may keep the session
             self._ledger.lost(token, time.monotonic())
             raise
         except BaseException:
