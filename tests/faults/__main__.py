@@ -1,7 +1,8 @@
 """`make faults`: inject every fault of the table, and say what came of it.
 
 At full size this takes long, and the table in docs/reliability.md is written anew. `--row 4 --seed 7` runs one row, as often
-as wanted with the same choices; `--quick` all of them small. The status is 1 when a row failed.
+as wanted with the same choices; `--quick` all of them small; `--judge FILE` looks through a history that was kept.
+The status is 1 when a row failed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 
 import tests.faults.rows  # noqa: F401 - fills ROWS
 from tests.faults.harness import ROWS, Report, Scale, run, warm
+from tests.helpers.history import check, read
 from tests.helpers.nursery import nursery
 from tests.helpers.server import NoServerError, find_server
 
@@ -27,6 +29,9 @@ HEADER = f"{'row':<5}{'fault':<44}{'injected':>9}{'jobs':>12}{'lost':>6}{'twice'
 def main() -> int:
     """Run what was asked for."""
     options = _arguments()
+    if options.judge:
+        print(msgspec.json.format(msgspec.json.encode(check(read(options.judge)))).decode())
+        return 0
     # whoever is told to end takes the servers along
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     rows = [ROWS[name] for name in options.row or ROWS]
@@ -61,6 +66,9 @@ def _arguments() -> argparse.Namespace:
         choices=list(ROWS),
         metavar="ROW",
         help="only this one; may be repeated",
+    )
+    parser.add_argument(
+        "--judge", type=Path, metavar="FILE", help="say what is to be concluded from this history"
     )
     parser.add_argument("--seed", type=int, default=1, help="of all random choices (default: 1)")
     parser.add_argument("--quick", action="store_true", help="small: some seconds a row")

@@ -9,6 +9,16 @@ small. A row is a function that takes a `Bench` and returns what it `Found`:
 What is counted, over the histories that everybody who took part wrote: `lost`, acknowledged and never finished;
 `unexpected`, ran and was never enqueued; `duplicated`, finished more than once; `stale_accepted`, a write under a claim that
 was no longer valid and took effect all the same. The first two and the last must be 0 in every row.
+
+The invariants, and who looks after them:
+
+* I1, what was acknowledged ran, and not before its commit was sent: `Found.judge`, by the histories;
+* I2, a transactional job has one effect: `judging.effects_once`;
+* I3, never two claims on one job: the audit of each row's tables, and `Found.judge`, which sees jobs that overlap;
+* I4, no write under a stale claim took effect: the audit, and what a row itself brings about;
+* I5, no attempt both deleted and retried its job: the audit;
+* I6, nothing ran that was never enqueued: `Found.judge`;
+* I7, in the end the tables are empty, or what is left is explained: `judging.swept_away`.
 """
 
 from __future__ import annotations
@@ -29,6 +39,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
+from tests.helpers import audit
 from tests.helpers.history import History, Verdict
 from tests.helpers.nursery import Nursery
 from tests.helpers.own_server import NoOwnServerError, OwnServer, own_server
@@ -105,7 +116,7 @@ class Found(msgspec.Struct, kw_only=True):
             len(verdict.duplicated) <= duplicates,
             f"finished twice, where at most {duplicates} may: {verdict.duplicated[:10]}",
         )
-        for what in ("lost", "unexpected"):
+        for what in ("lost", "unexpected", "premature"):
             if ids := getattr(verdict, what):
                 self.broken.append(f"{what}: jobs {ids[:10]}{' and more' if len(ids) > 10 else ''}")
 
@@ -123,6 +134,8 @@ class Bench:
         self.folder = folder
         #: Bounds in time are stretched by it: in the tests, on a machine that is busy with other things.
         self.margin = margin
+        #: What was found in the audits.
+        self.found = Found(injected=0, jobs=0)
         self._nursery = nursery
         self._numbers = count(1)
 
@@ -139,13 +152,33 @@ class Bench:
             admin.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
         url = connection_url(dsn, options=f"-csearch_path={name}")
         migrate(url)
-        yield url
-        if (
-            server is None
-        ):  # one of the row's own goes as a whole; one of a row that broke off is left to be looked at
+        with self.audited(url, name):
+            yield url
+        # one on the row's own server goes as a whole; one of a row that broke off is left to be looked at
+        if server is None:
             with psycopg.connect(dsn, autocommit=True) as admin:
                 admin.execute("SET client_min_messages = warning")
                 admin.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
+
+    @contextlib.contextmanager
+    def audited(self, url: str, schema: str) -> Iterator[None]:
+        """The job table of this schema, which `url` leads to, is audited, and what was found is added to the row's."""
+        with psycopg.connect(url, autocommit=True) as conn:
+            audit.install(conn, schema)
+        yield
+        with psycopg.connect(url, autocommit=True) as conn:
+            findings = audit.judge(conn)
+        self.found.stale_accepted += len(findings.stale)
+        for text, what in (
+            ("claimed while somebody had it (I3)", findings.taken),
+            ("written by one whose job it was no longer (I4)", findings.stale),
+            ("ended twice in one attempt (I5)", findings.ended_twice),
+        ):
+            self.found.expect(not what, f"{text}: {what[:5]}")
+        if findings.changes:
+            path = self.folder / f"audit-{next(self._numbers)}.jsonl"
+            lines = [msgspec.json.encode(change) + b"\n" for change in findings.changes]
+            path.write_bytes(b"".join(lines))
 
     @contextlib.contextmanager
     def server(self, *, tcp: bool = False, folder: Path | None = None) -> Iterator[OwnServer]:
@@ -165,7 +198,7 @@ class Bench:
     @contextlib.contextmanager
     def workers(self, url: str, history: History) -> Iterator[Crew]:
         """Worker processes, killed at the end."""
-        with crew(self._nursery, url, history) as opened:
+        with crew(self._nursery, url, history, seed=self.chance.random()) as opened:
             yield opened
 
     @contextlib.contextmanager
@@ -253,13 +286,16 @@ def run(
             entry, Found(injected=0, jobs=0, broken=[]), seed, 0.0, not_run=entry.missing
         )
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{entry.name}-"))
+    bench = Bench(scale, seed, dsn, nursery, folder, margin)
     try:
-        found = entry.run(Bench(scale, seed, dsn, nursery, folder, margin))
+        found = entry.run(bench)
     except (CannotRunError, NoOwnServerError) as error:
         return _report(entry, Found(injected=0, jobs=0), seed, 0.0, not_run=str(error))
     except Exception as error:
         lines = traceback.format_exception(error)
         found = Found(injected=0, jobs=0, broken=[f"the row broke off: {''.join(lines)}"])
+    found.broken += bench.found.broken
+    found.stale_accepted += bench.found.stale_accepted
     for what in ("lost", "unexpected", "stale_accepted"):
         if (number := getattr(found, what)) and not any(what in text for text in found.broken):
             found.broken.append(f"{what}: {number}")
@@ -268,7 +304,9 @@ def run(
             f"{len(found.late)} recoveries took too long, the longest {max(found.late):.2f} s"
         )
     if found.broken:
-        found.broken.append(f"its histories are in {folder}")
+        found.broken.append(
+            f"its histories are in {folder}; `python -m tests.faults --judge FILE` judges one again"
+        )
     else:
         for path in folder.iterdir():
             path.unlink()

@@ -15,7 +15,7 @@ import psycopg
 
 from tests.faults.harness import Found
 from tests.helpers.fault_jobs import Effect, EffectInThread
-from tests.helpers.history import Event, History, by, check
+from tests.helpers.history import Event, History, by
 from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.producers import Producer
 from tests.helpers.runners import eventually, left
@@ -114,12 +114,13 @@ def judge_survivors(
     """
     ordinary = {job for job in others if job is not None}
     effects = {job for job in transactional if job is not None}
+    history.acknowledge(ordinary | effects)
     for producer in producers:
         for kind, ids in producer.acked.items():
             (effects if kind in (Effect, EffectInThread) else ordinary).update(ids)
     unknown = {job for producer in producers for job in producer.unknown}
     found.jobs += len(ordinary) + len(effects)
-    verdict = check(history.events(), ordinary | effects | unknown, explained=unknown)
+    verdict = history.check()
     # a transactional job whose commit failed was not done, whatever its code had come to
     rolled_back = set(verdict.duplicated) - ordinary
     found.judge(verdict, duplicates=len(rolled_back))

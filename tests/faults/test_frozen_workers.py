@@ -11,7 +11,7 @@ import psycopg
 
 from tests.faults.conftest import Say
 from tests.helpers.fault_jobs import Brief, Held, HeldInThread
-from tests.helpers.history import History, by, check
+from tests.helpers.history import History, by
 from tests.helpers.processes import Crew
 from tests.helpers.runners import left
 
@@ -60,7 +60,7 @@ def test_a_worker_that_was_frozen_past_its_lease_is_fenced(
     assert {(event.process, event.session) for event in ended} == {(frozen.name, lost.session)}
     frozen.send(signal.SIGTERM)
     assert frozen.wait() == 0
-    assert check(history.events(), [*held, *in_threads, *more]).lost == []
+    assert history.check([*held, *in_threads, *more]).lost == []
     assert left(conn) == dict.fromkeys(left(conn), 0)
 
 
@@ -86,4 +86,4 @@ def test_what_a_frozen_worker_had_claimed_in_advance_is_not_started_late(
     # the stop may fall between its look at the lease and the first line of the job: of one job, as there is one loop
     assert len(late) <= 1, late
     assert workers.start("brief", "--until-empty").wait() == 0
-    assert check(history.events(), ids).lost == []
+    assert history.check(ids).lost == []

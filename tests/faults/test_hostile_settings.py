@@ -8,7 +8,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Stage
-from tests.helpers.history import History, check
+from tests.helpers.history import History
 from tests.helpers.runners import arrived, left
 from tests.helpers.server import connection_url
 from workers import Runner
@@ -60,7 +60,7 @@ async def test_a_pool_of_one_connection_under_many_queues(
                 await arrived(history, "end", count=total)
             session = handle.session
     ids = [*brief, *effects]
-    verdict = check(history.events(), ids)
+    verdict = history.check(ids)
     assert verdict.lost == verdict.unexpected == verdict.duplicated == verdict.overlapping == []
     starts = Counter(event.job for event in history.events("start"))
     assert starts == dict.fromkeys(ids, 1)

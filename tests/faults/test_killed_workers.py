@@ -10,7 +10,7 @@ import psycopg
 
 from tests.faults.conftest import Say
 from tests.helpers.fault_jobs import EFFECTS, Brief, Deadly, Effect, EffectInThread, Held, Noise
-from tests.helpers.history import History, by, check
+from tests.helpers.history import History, by
 from tests.helpers.processes import Crew
 from tests.helpers.runners import eventually, left
 
@@ -93,7 +93,7 @@ def test_nothing_is_lost_when_workers_are_killed_all_the_time(
         member.send(signal.SIGTERM)
     assert [member.wait() for member in crew] == [0, 0, 0]
 
-    verdict = check(history.events(), ids)
+    verdict = history.check(ids)
     say(
         f"{kills} kills, {len(ids)} jobs, {len(verdict.recovered)} recovered, lost {len(verdict.lost)}"
     )
@@ -127,7 +127,7 @@ def test_a_job_that_kills_its_process_dies_alone(
     assert exits == [7] * Deadly.max_crashes
     dead = conn.execute("SELECT id, reason, crashes, retries FROM dead_jobs").fetchall()
     assert dead == [(deadly, "its process died under it 3 times", 3, 0)]
-    assert check(history.events(), [*innocent, deadly], explained=[deadly]).lost == []
+    assert history.check([*innocent, deadly], explained=[deadly]).lost == []
 
 
 def _jobs(conn: psycopg.Connection) -> list[tuple[int, int | None, int, int]]:

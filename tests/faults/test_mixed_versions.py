@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from tests.helpers.fault_jobs import Brief, Held, Later
-from tests.helpers.history import History, by, check
+from tests.helpers.history import History, by
 from tests.helpers.processes import Crew
 from tests.helpers.runners import eventually, left
 
@@ -35,4 +35,4 @@ def test_workers_with_different_job_types_share_a_queue(
     assert {event.process for event in starts if event.job in brief} == {one.name}
     assert {event.process for event in starts if event.job in later} == {two.name}
     assert {event.job for event in history.events("end", where=by(two.name))} == {*later, *held}
-    assert check(history.events(), [*brief, *later, *held]).lost == []
+    assert history.check([*brief, *later, *held]).lost == []

@@ -21,7 +21,7 @@ from tests.helpers.fault_jobs import (
     HeldInThread,
     Stage,
 )
-from tests.helpers.history import History, check, saying
+from tests.helpers.history import History, saying
 from tests.helpers.nursery import Nursery
 from tests.helpers.own_server import OwnServer
 from tests.helpers.processes import crew
@@ -85,7 +85,7 @@ def test_running_jobs_outlive_a_crash_of_the_server(
                 assert [member.wait() for member in members] == [0, 0]
                 done = after.execute("SELECT job FROM effects").fetchall()
                 assert left(after) == dict.fromkeys(left(after), 0)
-    assert check(history.events(), [*held, *brief, *effects, *more]).lost == []
+    assert history.check([*held, *brief, *effects, *more]).lost == []
     starts = Counter(event.job for event in history.events("start"))
     once = {*held, *brief}
     assert {job: n for job, n in starts.items() if job in once} == dict.fromkeys(once, 1)

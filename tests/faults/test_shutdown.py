@@ -7,7 +7,7 @@ import signal
 import psycopg
 
 from tests.helpers.fault_jobs import Brief, Held
-from tests.helpers.history import History, check, saying
+from tests.helpers.history import History, saying
 from tests.helpers.processes import Crew
 from tests.helpers.proxy import proxy_to
 from tests.helpers.runners import left
@@ -39,7 +39,7 @@ def test_a_runner_that_is_told_to_stop_while_it_claims_orphans_nothing(
     assert left(conn) == dict.fromkeys(left(conn), 0) | {"background_jobs": remaining}
     last = workers.start("brief", "--until-empty")
     assert last.wait() == 0
-    verdict = check(history.events(), ids)
+    verdict = history.check(ids)
     assert verdict.lost == verdict.duplicated == verdict.unexpected == []
     assert len(history.events("end")) == len(ids)
 
@@ -61,7 +61,7 @@ def test_runners_that_are_stopped_all_the_time_orphan_nothing(
         assert left(conn)["worker_sessions"] == left(conn)["worker_claims"] == 0
     assert workers.start("brief", "--until-empty").wait() == 0
     assert sorted(event.job for event in history.events("start")) == sorted(ids)  # type: ignore[type-var]
-    assert check(history.events(), ids).lost == []
+    assert history.check(ids).lost == []
 
 
 def test_the_second_signal_gives_running_jobs_back_at_once(

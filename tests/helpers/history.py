@@ -3,6 +3,7 @@
 Each event is a line of JSON. Worker processes write theirs to a pipe, so that what was written before a kill is not lost;
 one `History` gathers the events of all of them, in memory to be waited for and in a file to be read afterwards. `check`
 is the "total-queue" idea of Jepsen: of everything that was enqueued, what was lost, came unexpected, was doubled, recovered.
+It needs nothing but the events, so that a file that was kept is judged again by `python -m tests.faults --judge FILE`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,14 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Event", "History", "Kind", "Verdict", "by", "check", "saying"]
+__all__ = ["Event", "History", "Kind", "Verdict", "by", "check", "read", "saying"]
 
 Kind = Literal[
+    "invoke",  # a producer begins to enqueue
+    "unknown",  # a job is written, and its commit not confirmed; what follows may settle that
+    "ok",  # a job's commit was confirmed; `since`: not before then it was sent
+    "fail",  # a producer's statement or commit failed
+    "explained",  # the test says that this job need not have finished: dead, superseded, still there
     "ready",  # a runner can claim
     "start",  # a job's code began
     "end",  # a job's code returned
@@ -50,6 +56,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     job: int = 0
     token: str = ""
     session: int = 0
+    since: float = 0.0
     text: str = ""
 
     def line(self) -> bytes:
@@ -85,6 +92,21 @@ class History:
             if self._file is not None:
                 self._file.write(event.line())
             self._arrived.notify_all()
+
+    def acknowledge(self, jobs: Iterable[int | None]) -> None:
+        """The test itself has enqueued these. (None: an identical one waits.)"""
+        for job in {job for job in jobs if job is not None}:
+            self.add(Event(what="ok", process="test", job=job))
+
+    def check(
+        self, enqueued: Iterable[int | None] = (), explained: Iterable[int | None] = ()
+    ) -> Verdict:
+        """Judge what has come to rest, when it is written down what the test has `enqueued` beside the producers, and which
+        jobs need not have finished."""
+        self.acknowledge(set(enqueued) - {event.job for event in self.events("ok", "unknown")})
+        for job in {job for job in explained if job is not None}:
+            self.add(Event(what="explained", process="test", job=job))
+        return check(self.events())
 
     def close(self) -> None:
         """Finish the file."""
@@ -129,26 +151,24 @@ def _matching(events: Sequence[Event], kinds: Sequence[Kind], where: Filter | No
 class Verdict:
     """Job ids. All but `recovered` must be empty after a run without duplicates allowed.
 
-    `lost`: acknowledged, never finished, and nothing explains it. `unexpected`: ran and was never enqueued. `duplicated`:
-    finished more than once. `overlapping`: begun again while a living process was still at it. `recovered`: finished
-    after an attempt that did not.
+    `lost`: acknowledged, never finished, and nothing explains it. `unexpected`: ran and was never enqueued. `premature`:
+    began before its commit was sent. `duplicated`: finished more than once. `overlapping`: begun again while a living
+    process was still at it. `recovered`: finished after an attempt that did not.
     """
 
     lost: list[int] = field(default_factory=list)
     unexpected: list[int] = field(default_factory=list)
+    premature: list[int] = field(default_factory=list)
     duplicated: list[int] = field(default_factory=list)
     overlapping: list[int] = field(default_factory=list)
     recovered: list[int] = field(default_factory=list)
 
 
-def check(
-    events: Iterable[Event], enqueued: Iterable[int | None], explained: Iterable[int | None] = ()
-) -> Verdict:
-    """Judge a run that has come to rest.
-
-    `enqueued` are the acknowledged ids; `explained` those that need not have finished: dead, superseded, still there.
-    """
-    expected = {job for job in enqueued if job is not None}
+def check(events: Iterable[Event]) -> Verdict:
+    """Judge a run that has come to rest."""
+    sent: dict[int, float] = {}  # of what was acknowledged
+    unsure: set[int] = set()  # need not have run, or finished
+    unknown: set[int] = set()
     runs: dict[int, list[Event]] = defaultdict(list)
     # process -> when it was killed or stopped, as the test saw it, a moment before it came about; or had ended
     interrupted: dict[str, list[float]] = defaultdict(list)
@@ -157,10 +177,19 @@ def check(
             runs[event.job].append(event)
         elif event.what in ("killed", "frozen", "gone"):
             interrupted[event.process].append(event.at)
+        elif event.what == "ok":
+            sent[event.job] = event.since
+        elif event.what == "unknown":
+            unknown.add(event.job)
+        elif event.what == "explained":
+            unsure.add(event.job)
     finished = {job: sum(event.what == "end" for event in run) for job, run in runs.items()}
     return Verdict(
-        lost=sorted(job for job in expected - set(explained) if not finished.get(job)),
-        unexpected=sorted(set(runs) - expected),
+        lost=sorted(job for job in sent.keys() - unsure if not finished.get(job)),
+        unexpected=sorted(runs.keys() - sent.keys() - unknown),
+        premature=sorted(
+            job for job, run in runs.items() if min(event.at for event in run) < sent.get(job, 0.0)
+        ),
         duplicated=sorted(job for job, times in finished.items() if times > 1),
         overlapping=sorted(job for job, run in runs.items() if _overlap(run, interrupted)),
         recovered=sorted(
@@ -169,6 +198,12 @@ def check(
             if finished[job] and sum(event.what == "start" for event in run) > finished[job]
         ),
     )
+
+
+def read(path: Path) -> list[Event]:
+    """The events of a file. Raises OSError and msgspec.DecodeError."""
+    decode = msgspec.json.Decoder(Event).decode
+    return [decode(line) for line in path.read_bytes().splitlines()]
 
 
 #: A signal is noted before it is sent; a job may begin in between.

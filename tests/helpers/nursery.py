@@ -1,8 +1,9 @@
-"""A process that has imported everything already and forks worker processes: at a tenth of what an interpreter costs.
+"""A process that has imported everything already and forks workers and producers: at a tenth of what an interpreter costs.
 
-`python -m tests.helpers.nursery FD` serves on the socket with that number. A request is a JSON list of arguments together
-with three file descriptors, the new process's standard streams; the answer is its process id. When a child ends, its id and
-exit status follow on the same socket. When the socket is closed, the nursery ends; its children notice by themselves.
+`python -m tests.helpers.nursery FD` serves on the socket with that number. A request is a JSON list, "work" or "produce" and
+the arguments for that, together with three file descriptors, the new process's standard streams; the answer is its process
+id. When a child ends, its id and exit status follow on the same socket. When the socket is closed, the nursery ends; its
+children notice by themselves.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Nursery:
         self._reader.start()
 
     def start(self, arguments: list[str], streams: list[int]) -> tuple[int, Future[int]]:
-        """Start a worker process: its id, and its exit status to be."""
+        """Start a process: its id, and its exit status to be."""
         with self._lock:
             self._born = Future()
             socket.send_fds(self._socket, [json.dumps(arguments).encode()], streams)
@@ -61,7 +62,9 @@ def nursery(**environment: str) -> Iterator[Nursery]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
-            command = [sys.executable, "-m", "tests.helpers.nursery", str(theirs.fileno())]
+            # what they do carelessly they are to say; see processes.py
+            command = [sys.executable, "-Wdefault", "-m", "tests.helpers.nursery"]
+            command.append(str(theirs.fileno()))
             process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], env=os.environ | environment
             )
@@ -112,7 +115,7 @@ def _start(server: socket.socket, arguments: list[str], streams: list[int]) -> N
 
 def _become_worker(server: socket.socket, arguments: list[str], streams: list[int]) -> NoReturn:
     """In the child: forget that there is a nursery."""
-    from tests.helpers import worker_process
+    from tests.helpers import producer_process, worker_process
 
     status = 1
     try:
@@ -124,7 +127,7 @@ def _become_worker(server: socket.socket, arguments: list[str], streams: list[in
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
-        worker_process.main(arguments)
+        {"work": worker_process, "produce": producer_process}[arguments[0]].main(arguments[1:])
         status = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -133,7 +136,8 @@ def _become_worker(server: socket.socket, arguments: list[str], streams: list[in
 
 
 if __name__ == "__main__":
-    from tests.helpers import worker_process  # noqa: F401 - for the children
+    from tests.helpers import producer_process, worker_process  # noqa: F401 - for the children
     from workers.storage.postgres import storage  # noqa: F401 - for the children
 
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    with socket.socket(fileno=int(sys.argv[1])) as listening:
+        _serve(listening)

@@ -1,22 +1,36 @@
-"""Worker processes that a test starts, hurts and ends."""
+"""Workers and producers, processes that a test starts, hurts and ends."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import BinaryIO
 
 import msgspec
+from psycopg.conninfo import conninfo_to_dict
 
+from tests.helpers.audit import WRITER
 from tests.helpers.history import PATIENCE, Event, History, Kind, by
 from tests.helpers.nursery import Nursery
+from tests.helpers.server import connection_url
 
 __all__ = ["Crew", "WorkerProcess", "crew"]
 
+#: What Python, asyncio and the driver say of what was not awaited, not closed, or left behind.
+_CARELESS = (
+    "was never awaited",
+    "ResourceWarning",
+    "was destroyed but it is pending",
+    "exception was never retrieved",
+    "Exception ignored in",
+)
 _NOTED: dict[signal.Signals, Kind] = {
     signal.SIGKILL: "killed",
     signal.SIGSTOP: "frozen",
@@ -25,7 +39,7 @@ _NOTED: dict[signal.Signals, Kind] = {
 
 
 class WorkerProcess:
-    """One `tests.helpers.worker_process`; its events go to `history` under `name`."""
+    """One `tests.helpers.worker_process` or `producer_process`; its events go to `history` under `name`."""
 
     def __init__(
         self, name: str, pid: int, status: Future[int], streams: tuple[int, int], history: History
@@ -59,11 +73,15 @@ class WorkerProcess:
 
     def open(self) -> None:
         """Let its held jobs go."""
-        self._commands.write(b"open\n")
+        self.tell("open")
+
+    def tell(self, command: str) -> None:
+        """Send it a line."""
+        self._commands.write(f"{command}\n".encode())
 
     def arm(self, point: str) -> None:
         """Arm its failpoints anew, as in workers.failpoints, and wait until they are."""
-        self._commands.write(f"arm {point}\n".encode())
+        self.tell(f"arm {point}")
         self._history.wait_for(
             "log", where=lambda event: event.text == "armed" and event.process == self.name
         )
@@ -95,43 +113,82 @@ class WorkerProcess:
 
 
 class Crew:
-    """The worker processes of one test, on one database."""
+    """The processes of one test, on one database: workers, its `members`, and producers."""
 
     def __init__(
-        self, nursery: Nursery, database_url: str, history: History, name: str = "worker"
+        self, nursery: Nursery, database_url: str, history: History, name: str, seed: float
     ) -> None:
         self.database_url = database_url
+        self.history = history
         self.name = name
         self.members: list[WorkerProcess] = []
+        self.producers: list[WorkerProcess] = []
         self._nursery = nursery
-        self._history = history
+        self._chance = random.Random(seed)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
 
     def start(self, types: str, *flags: str, **options: object) -> WorkerProcess:
-        """Start one: `start("brief,held", "--until-empty", lease=1)`. It may not be ready yet."""
+        """Start a worker: `start("brief,held", "--until-empty", lease=1)`. It may not be ready yet."""
         name = f"{self.name}-{len(self.members) + 1}"
-        arguments = ["--name", name, "--types", types, *flags]
-        for option, value in ({"database_url": self.database_url} | options).items():
+        member = self._start(
+            name, "work", types, flags, {"database_url": self.database_url} | options
+        )
+        self.members.append(member)
+        return member
+
+    def start_producer(self, types: str, **options: object) -> WorkerProcess:
+        """Start a producer; see tests/helpers/producers.py."""
+        name = f"{self.name}-producer-{len(self.producers) + 1}"
+        seed = {"seed": self._chance.random()}
+        member = self._start(name, "produce", types, (), options | seed)
+        self.producers.append(member)
+        return member
+
+    def _start(
+        self, name: str, what: str, types: str, flags: Sequence[str], options: dict[str, object]
+    ) -> WorkerProcess:
+        url = str(options["database_url"])
+        if "options" in conninfo_to_dict(url):  # not through a pooler, which takes none
+            options["database_url"] = connection_url(url, options=f"-c{WRITER}={name}")
+        arguments = [what, "--name", name, "--types", types, *flags]
+        for option, value in options.items():
             arguments += [f"--{option.replace('_', '-')}", str(value)]
         its_input, commands = os.pipe()
         output, its_output = os.pipe()
-        pid, status = self._nursery.start(arguments, [its_input, its_output, 2])
+        streams = [its_input, its_output, self._errors.fileno()]
+        pid, status = self._nursery.start(arguments, streams)
         os.close(its_input)
         os.close(its_output)
-        member = WorkerProcess(name, pid, status, (commands, output), self._history)
-        self.members.append(member)
-        return member
+        return WorkerProcess(name, pid, status, (commands, output), self.history)
+
+    def close(self) -> None:
+        """Kill whoever is left, and pass on what they wrote to standard error. Raises AssertionError when that is a warning
+        of something that was not awaited, not closed, or left behind."""
+        for member in [*self.members, *self.producers]:
+            if member.alive:
+                member.send(signal.SIGKILL)
+            member.wait()
+        with self._errors:
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace")
+        sys.stderr.write(said)
+        careless = [line for line in said.splitlines() if any(sign in line for sign in _CARELESS)]
+        assert not careless, f"{self.name}: {careless[:5]}"
 
 
 @contextlib.contextmanager
 def crew(
-    nursery: Nursery, database_url: str, history: History, name: str = "worker"
+    nursery: Nursery,
+    database_url: str,
+    history: History,
+    name: str = "worker",
+    *,
+    seed: float = 0.0,
 ) -> Iterator[Crew]:
-    """A crew; whoever of it is left at the end is killed. Several on one history need a `name` each."""
-    own = Crew(nursery, database_url, history, name)
+    """A crew; whoever of it is left at the end is killed. Several on one history need a `name` each. `seed`: of what the
+    producers choose."""
+    own = Crew(nursery, database_url, history, name, seed)
     try:
         yield own
     finally:
-        for member in own.members:
-            if member.alive:
-                member.send(signal.SIGKILL)
-            member.wait()
+        own.close()

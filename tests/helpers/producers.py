@@ -3,94 +3,79 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import psycopg
-
-from tests.helpers.history import PATIENCE
+from tests.helpers.history import PATIENCE, History, by
+from tests.helpers.processes import Crew, WorkerProcess
 
 __all__ = ["Producer", "producing"]
 
-#: Seconds until it looks again whether there is room, or a server.
-_PAUSE = 0.02
-_WAITING = "SELECT count(*) FROM background_jobs WHERE session_id IS NULL"
 
+class Producer:
+    """One `tests.helpers.producer_process`, and what is known of its jobs; see there."""
 
-class Producer(threading.Thread):
-    """Enqueues small batches of `kinds`, in turns, while fewer than `stock` jobs wait.
+    def __init__(self, process: WorkerProcess, kinds: Sequence[Any], history: History) -> None:
+        self._process = process
+        self._kinds = {kind.job_name: kind for kind in kinds}
+        self._history = history
 
-    `acked` are the jobs whose commit was confirmed. A commit that was sent and not confirmed leaves `unknown` ones.
-    """
-
-    def __init__(self, url: str, kinds: Sequence[Any], *, stock: int, seconds: float) -> None:
-        super().__init__(name="producer", daemon=True)
-        self.acked: dict[Any, list[int]] = {kind: [] for kind in kinds}
-        self.unknown: list[int] = []
-        #: How often it found the server gone.
-        self.refused = 0
-        #: Set when it has failed for a reason that a fault does not explain.
-        self.error: Exception | None = None
-        self._url = url
-        self._kinds = kinds
-        self._stock = stock
-        self._seconds = seconds
-        self._stopping = threading.Event()
+    @property
+    def acked(self) -> dict[Any, list[int]]:
+        """The jobs whose commit was confirmed, by their class."""
+        found: dict[Any, list[int]] = {kind: [] for kind in self._kinds.values()}
+        for event in self._history.events("ok", where=by(self._process.name)):
+            found[self._kinds[event.text]].append(event.job)
+        return found
 
     @property
     def jobs(self) -> list[int]:
         """All that were acknowledged."""
         return [job for ids in self.acked.values() for job in ids]
 
-    def run(self) -> None:
-        """Enqueue until stopped."""
-        while not self._stopping.is_set():
-            try:
-                with psycopg.connect(self._url, connect_timeout=5) as conn:
-                    self._enqueue(conn)
-            except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout):
-                self.refused += 1
-                self._stopping.wait(_PAUSE)
-            except Exception as error:
-                self.error = error
-                return
+    @property
+    def unknown(self) -> set[int]:
+        """Those of which nobody said whether they are there."""
+        mine = by(self._process.name)
+        return {event.job for event in self._history.events("unknown", where=mine)} - set(self.jobs)
+
+    @property
+    def refused(self) -> int:
+        """How often it found the server gone."""
+        return len(self._history.events("fail", where=by(self._process.name)))
+
+    def wait_refused(self, times: int) -> None:
+        """Wait until it has found the server gone so often, altogether."""
+        self._history.wait_for(
+            "fail", count=times, where=by(self._process.name), seconds=2 * PATIENCE
+        )
 
     def stop(self) -> None:
-        """Stop, and raise what went wrong."""
-        self._stopping.set()
-        self.join(PATIENCE)
-        if self.error is not None:
-            raise self.error
-
-    def _enqueue(self, conn: psycopg.Connection[Any]) -> None:
-        while not self._stopping.is_set():
-            for kind in self._kinds:
-                jobs = [kind(key=key, seconds=self._seconds) for key in range(5)]
-                ids: list[int] = kind.enqueue_batch(conn, jobs)
-                self.unknown += ids
-                conn.commit()
-                del self.unknown[-len(ids) :]
-                self.acked[kind] += ids
-            while self._waiting(conn) >= self._stock and not self._stopping.wait(_PAUSE):
-                pass
-
-    def _waiting(self, conn: psycopg.Connection[Any]) -> int:
-        (count,) = conn.execute(_WAITING).fetchone() or (0,)
-        conn.commit()
-        return int(count)
+        """Stop. Raises RuntimeError when it has ended for a reason that a fault does not explain."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.tell("stop")
+        if status := self._process.wait():
+            raise RuntimeError(f"{self._process.name} ended with status {status}; see its output")
 
 
 @contextlib.contextmanager
 def producing(
-    url: str, *kinds: Any, producers: int = 2, stock: int = 60, seconds: float = 0.02
+    crew: Crew,
+    *kinds: Any,
+    producers: int = 2,
+    stock: int = 60,
+    seconds: float = 0.02,
+    url: str | None = None,
 ) -> Iterator[list[Producer]]:
-    """Producers of these kinds of jobs, stopped at the end."""
-    threads = [Producer(url, kinds, stock=stock, seconds=seconds) for _ in range(producers)]
-    for thread in threads:
-        thread.start()
+    """Producers of these kinds of jobs, on the crew's database or on `url`, stopped at the end."""
+    types = ",".join(kind.job_name for kind in kinds)
+    options = {"stock": stock, "seconds": seconds, "database_url": url or crew.database_url}
+    started = [
+        Producer(crew.start_producer(types, **options), kinds, crew.history)
+        for _ in range(producers)
+    ]
     try:
-        yield threads
+        yield started
     finally:
-        for thread in threads:
-            thread.stop()
+        for producer in started:
+            producer.stop()

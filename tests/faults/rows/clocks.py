@@ -15,7 +15,7 @@ import psycopg
 from tests.faults.harness import Bench, CannotRunError, Found, Scale, row
 from tests.helpers.clock_jobs import Clocked, Snoozing, Spawning, Unready
 from tests.helpers.fault_jobs import Brief
-from tests.helpers.history import Event, History, by, check
+from tests.helpers.history import Event, History, by
 from tests.helpers.nursery import Nursery, nursery
 from tests.helpers.processes import Crew, WorkerProcess, crew
 from tests.helpers.runners import eventually, left
@@ -154,7 +154,7 @@ class _Site:
             min(lateness) > -_EARLY, f"{self.place.name}: {-min(lateness):.2f} s too early"
         )
         found.recovered(max(lateness), within=_LATE * margin)
-        found.judge(check(self.history.events(), [*self.ids, *self.due]))
+        found.judge(self.history.check([*self.ids, *self.due]))
         found.jobs += len({*self.ids, *self.due})
         return median(lateness)
 
@@ -221,7 +221,7 @@ def _together(bench: Bench, found: Found, homes: dict[_Place, Nursery | None]) -
         ids = Brief.enqueue_batch(conn, jobs)
         eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
         _ended(found, members)
-        found.judge(check(history.events(), ids))
+        found.judge(history.check(ids))
         found.jobs += len(ids)
         for event in history.events("fenced", "session lost", "rescued"):
             found.expect(False, f"{event.process}: {event.what}, session {event.session}")

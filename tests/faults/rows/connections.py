@@ -49,10 +49,10 @@ def backends_terminated(bench: Bench) -> Found:
         full=(Brief, Effect, EffectInThread), quick=(Brief, Effect, EffectInThread), tiny=(Brief,)
     )
     found = Found(injected=0, jobs=0)
-    with bench.stage() as (url, conn, history, workers):
+    with bench.stage() as (_, conn, history, workers):
         members, held, sessions = _at_work(conn, history, workers)
         began = time.monotonic()
-        with producing(url, *kinds) as producers:
+        with producing(workers, *kinds) as producers:
             for _ in _paced(times):
                 if pids := backends(conn, _VICTIMS):
                     (done,) = conn.execute(
@@ -77,11 +77,11 @@ def control_connection_ended(bench: Bench) -> Found:
     times = bench.pick(full=100, quick=10, tiny=2)
     within = _BACK_WITHIN * bench.margin
     found = Found(injected=times, jobs=0)
-    with bench.stage() as (url, conn, history, workers):
+    with bench.stage() as (_, conn, history, workers):
         members, held, sessions = _at_work(conn, history, workers)
         ids = list(held)
         before = conn.execute(_CLAIMS, [held]).fetchall()
-        with producing(url, Brief, Effect, EffectInThread) as producers:
+        with producing(workers, Brief, Effect, EffectInThread) as producers:
             for _ in range(times):
                 victim = bench.chance.choice(members)
                 ids.append(_control_ended(found, conn, history, victim, within))

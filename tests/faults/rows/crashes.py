@@ -52,7 +52,7 @@ def database_crash(bench: Bench) -> Found:
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute(EFFECTS)
             ids = Held.enqueue_batch(conn, [Held(key=key) for key in range(_HELD)])
-        with producing(url, *kinds) as producers:
+        with producing(workers, *kinds) as producers:
             for number in range(crashes):
                 how = server.kill if number % 2 else server.stop_at_once
                 ids += _crashed(bench, found, (server, url, history, members), producers, how)
@@ -90,8 +90,7 @@ def _crashed(
         for member in members:
             mine = saying("connection is lost", member.name)
             history.wait_for("log", where=lambda event: mine(event) and event.at > began)  # noqa: B023
-        enough = producers[0].refused + refusals
-        eventually(lambda: producers[0].refused >= enough, _PATIENCE)
+        producers[0].wait_refused(producers[0].refused + refusals)
     server.start()
     up = server.up_since
     with psycopg.connect(url, autocommit=True) as conn:

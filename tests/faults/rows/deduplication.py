@@ -14,7 +14,7 @@ import psycopg
 
 from tests.faults.harness import Bench, Found, row
 from tests.helpers.fault_jobs import Brief, Seeing, Unique
-from tests.helpers.history import Event, History, check
+from tests.helpers.history import Event, History
 from tests.helpers.processes import Crew
 from tests.helpers.runners import eventually, left
 
@@ -103,7 +103,7 @@ def _judge(found: Found, history: History, told: list[_Told]) -> None:
     events = history.events()
     gave_way = {event.job for event in events if event.what == "superseded"}
     ids = [answer.job for answer in told]
-    found.judge(check(events, ids, explained=gave_way))
+    found.judge(history.check(ids, explained=gave_way))
     found.expect(None in ids, "nobody found an identical job waiting")
     last = last_starts(events)
     missed = [answer for answer in told if last.get(str(answer.key), 0.0) < answer.at]
@@ -157,7 +157,7 @@ def relied_on(bench: Bench) -> Found:
                 future.result()
         _drained(found, conn, workers)
         events = history.events()
-        found.judge(check(events, [job for each in relying for job in each.enqueued]))
+        found.judge(history.check([job for each in relying for job in each.enqueued]))
         seen: dict[int, list[Event]] = defaultdict(list)
         for event in events:
             if event.what == "start":

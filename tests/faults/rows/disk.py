@@ -16,7 +16,6 @@ import psycopg
 
 from tests.faults.harness import Bench, CannotRunError, Found, row
 from tests.helpers.fault_jobs import Brief
-from tests.helpers.history import check
 from tests.helpers.own_server import OwnServer
 from tests.helpers.runners import eventually
 
@@ -72,7 +71,7 @@ def disk_full(bench: Bench) -> Found:
             with psycopg.connect(server.dsn, autocommit=True) as conn:
                 conn.execute("CHECKPOINT")
         eventually(lambda: _rows(url) == 0, _PATIENCE)
-        verdict = check(history.events(), ids)
+        verdict = history.check(ids)
         if len(verdict.unexpected) <= unknown:  # enqueues whose outcome nobody was told
             verdict.unexpected.clear()
         # what ended while nothing could be written runs again

@@ -11,7 +11,7 @@ import psycopg
 from tests.faults.harness import Bench, Found, row
 from tests.faults.judging import effects_once
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Flaky, Held
-from tests.helpers.history import History, by, check
+from tests.helpers.history import History, by
 from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.runners import eventually, left
 
@@ -71,7 +71,7 @@ def _at(
     found.expect(orphans == (0,), f"{point}: {orphans} jobs are claimed by nobody that lives")
     found.expect(left(conn)["worker_sessions"] == 0, f"{point}: its session is left")
     _finished_by_another(found, conn, workers)
-    found.judge(check(history.events(), [job for each in ids.values() for job in each]))
+    found.judge(history.check([job for each in ids.values() for job in each]))
     effects_once(found, conn, ids[Effect], where=f"{point}: ")
     found.injected += 1
     found.jobs += sum(map(len, ids.values()))
@@ -125,7 +125,7 @@ def _twice(
     eventually(lambda: left(conn)["background_jobs"] == 0)
     heir.send(signal.SIGTERM)
     found.expect(heir.wait() == 0, "the heir did not end well")
-    found.judge(check(history.events(), ids))
+    found.judge(history.check(ids))
     found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
     found.injected += 1
     found.jobs += 4

@@ -9,7 +9,6 @@ import psycopg
 
 from tests.faults.harness import Bench, Found, row
 from tests.helpers.fault_jobs import Brief
-from tests.helpers.history import check
 from tests.helpers.own_server import OwnServer, own_server
 from tests.helpers.runners import eventually
 from workers import migrate
@@ -60,7 +59,7 @@ def _one(bench: Bench, found: Found, primary: OwnServer, replica: OwnServer) -> 
             count = "SELECT count(*) FROM background_jobs"
             eventually(lambda: conn.execute(count).fetchone() == (0,), _PATIENCE)
         # what had ended on the primary, unheard, runs again
-        found.judge(check(history.events(), ids), duplicates=2 * 50)
+        found.judge(history.check(ids), duplicates=2 * 50)
         found.jobs += len(ids)
 
 

@@ -20,7 +20,7 @@ from tests.helpers.fault_jobs import (
     HeldInThread,
     Twin,
 )
-from tests.helpers.history import Event, History, Kind, by, check
+from tests.helpers.history import Event, History, Kind, by
 from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.proxy import Proxy, proxy_to
 from tests.helpers.runners import eventually, left
@@ -70,7 +70,7 @@ def frozen_workers(bench: Bench) -> Found:
         sweeper.send(signal.SIGTERM)
         found.expect(sweeper.wait() == 0, "the sweeper did not end well")
         found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
-        found.judge(check(history.events(), ids), duplicates=rounds * _TWICE)
+        found.judge(history.check(ids), duplicates=rounds * _TWICE)
         found.jobs = len(ids)
         effects_once(found, conn, effects)
     return found

@@ -12,7 +12,7 @@ import psycopg
 from tests.faults.harness import Bench, CannotRunError, Found, row
 from tests.helpers.far_end import NETWORK, FarEnd, NoNamespaceError, far_end
 from tests.helpers.fault_jobs import Held
-from tests.helpers.history import Event, History, by, check
+from tests.helpers.history import Event, History, by
 from tests.helpers.own_server import OwnServer, own_server
 from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.runners import eventually, left
@@ -126,4 +126,4 @@ def _ended(
     heir.send(signal.SIGTERM)
     found.expect(heir.wait() == 0, "the heir did not end well")
     found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
-    found.judge(check(history.events(), ids))
+    found.judge(history.check(ids))

@@ -7,7 +7,6 @@ import signal
 from tests.faults.harness import Bench, Found, row
 from tests.faults.judging import Kills, effects_once, started_again, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect
-from tests.helpers.history import check
 from tests.helpers.runners import eventually, left
 
 _WORKERS, _TYPES = 10, "brief,effect"
@@ -48,7 +47,7 @@ def killed_workers(bench: Bench) -> Found:
         found.expect(exits == [0] * 4, f"the last workers ended with {exits}")
 
         events = history.events()
-        found.judge(check(events, ids), duplicates=kills * 2 * _WORKERS)
+        found.judge(history.check(ids), duplicates=kills * 2 * _WORKERS)
         started_again(found, events, killed, within=_WITHIN * bench.margin)
         effects_once(found, conn, ids[half:])
         swept_away(found, conn, workers, _TYPES)

@@ -105,12 +105,12 @@ def _at_once(bench: Bench, found: Found, server: OwnServer) -> None:
 def _all_taken(bench: Bench, found: Found, server: OwnServer) -> None:
     """Transactional jobs, for whose connections there is no room, and again and again somebody who takes what is left."""
     times = bench.pick(full=20, quick=3, tiny=1)
-    with _limited(bench, server, 28) as (url, conn, history, workers):
+    with _limited(bench, server, 28) as (_, conn, history, workers):
         members = [workers.start(_TYPES, workers=30) for _ in range(2)]
         sessions = {member.ready() for member in members}
         with (
-            producing(url, Brief, producers=1) as brief,
-            producing(url, Effect, EffectInThread, producers=1, seconds=0.05) as transactional,
+            producing(workers, Brief, producers=1) as brief,
+            producing(workers, Effect, EffectInThread, producers=1, seconds=0.05) as transactional,
         ):
             for _ in range(times):
                 for taken in (contextlib.nullcontext(), _taken(server.dsn)):

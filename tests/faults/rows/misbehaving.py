@@ -100,8 +100,9 @@ def _standing_still(
     _told_to_end(found, workers)
     found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
 
+    history.acknowledge(ids)
     events = history.events()
-    found.judge(check(_without_overruns(events, overrun), ids))
+    found.judge(check(_without_overruns(events, overrun)))
     starts = Counter(event.job for event in events if event.what == "start")
     once = [*beside, *blockers.values()]
     for job in ids:
@@ -213,7 +214,7 @@ def _crowd(
     found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
 
     events = history.events()
-    found.judge(check(events, ids))
+    found.judge(history.check(ids))
     _kept(found, events)
     times: Counter[int] = Counter()
     for event in history.events("start"):

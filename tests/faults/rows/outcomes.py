@@ -13,7 +13,7 @@ import psycopg
 
 from tests.faults.harness import Bench, Found, row
 from tests.helpers.fault_jobs import Brief
-from tests.helpers.history import Event, check
+from tests.helpers.history import Event
 from tests.helpers.outcomes import RAISED, RETURNED, STEERED
 from tests.helpers.poison_jobs import (
     Failing,
@@ -75,7 +75,7 @@ def _once(bench: Bench, found: Found, others: int) -> None:
             if event.job in written:
                 found.recovered(written[event.job] - event.at, within=_WITHIN * bench.margin)
         fail = [job for job, what in ids.items() if isinstance(what, (Failing, *_RAISING))]
-        found.judge(check(history.events(), ids, explained=fail))
+        found.judge(history.check(ids, explained=fail))
         _ended(found, ids, asyncio.run(_records(url)))
         found.injected += len(poison)
         found.jobs += len(ids)

@@ -11,7 +11,7 @@ import psycopg
 from tests.faults.harness import Bench, Found, row
 from tests.faults.judging import effects_once, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Flaky
-from tests.helpers.history import History, by, check
+from tests.helpers.history import History, by
 from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.runners import eventually, left
 from workers.failpoints import POINTS
@@ -88,6 +88,6 @@ def _drained(
         heir.send(signal.SIGTERM)
         found.expect(heir.wait() == 0, "an heir did not end well")
     everything = [job for each in ids.values() for job in each]
-    found.judge(check(history.events(), everything), duplicates=len(POINTS) * _IN_FLIGHT)
+    found.judge(history.check(everything), duplicates=len(POINTS) * _IN_FLIGHT)
     effects_once(found, conn, [*ids[Effect], *ids[EffectInThread]])
     swept_away(found, conn, workers, _TYPES)

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from tests.faults.harness import Bench, Found, row
-from tests.helpers.history import check, saying
+from tests.helpers.history import saying
 from tests.helpers.poison import BY_API, BY_FUNCTION, DEAD, FAR, HOSTILE, REFUSED, UNKNOWN
 from tests.helpers.poison_jobs import Parcel
 from tests.helpers.runners import eventually, left
@@ -101,7 +101,7 @@ def _once(bench: Bench, found: Found, good: int) -> None:
 
         found.expect(_stand(conn, unknown) == before, "a type that nobody knows was touched")
         ran = [*written.good, *written.failing]
-        found.judge(check(history.events(), ran, explained=written.failing))
+        found.judge(history.check(ran, explained=written.failing))
         twice = [
             job
             for job, n in Counter(event.job for event in history.events("start")).items()

@@ -10,7 +10,7 @@ import psycopg
 from tests.faults.harness import Bench, CannotRunError, Found, Scale, row, warm
 from tests.faults.judging import Kills, effects_once, started_again, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Flaky
-from tests.helpers.history import History, by, check, saying
+from tests.helpers.history import History, by, saying
 from tests.helpers.pooler import NoPoolerError, pooler
 from tests.helpers.processes import Crew
 from tests.helpers.runners import eventually, left
@@ -107,7 +107,7 @@ def _worked(
         found.expect(bool(told), f"{name} did not say that there is a pooler")
     found.expect(not history.events("session lost"), "a living runner lost its session")
     events = history.events()
-    found.judge(check(events, everything), duplicates=kills * 2 * _WORKERS)
+    found.judge(history.check(everything), duplicates=kills * 2 * _WORKERS)
     started_again(found, events, killed, within=_WITHIN * bench.margin)
     effects_once(found, conn, ids[Effect])
 

@@ -15,7 +15,7 @@ import psycopg
 from tests.faults.harness import Bench, Found, row
 from tests.faults.judging import effects_once
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Flaky, Twin
-from tests.helpers.history import History, check
+from tests.helpers.history import History
 from tests.helpers.processes import WorkerProcess
 from tests.helpers.proxy import Proxy, proxy_to
 from tests.helpers.runners import eventually, left
@@ -165,7 +165,7 @@ def _ended(
 
 def _judged(found: Found, history: History, wanted: dict[int | None, int]) -> None:
     """Each job was started as often as `wanted`."""
-    found.judge(check(history.events(), wanted))
+    found.judge(history.check(wanted))
     started = Counter(event.job for event in history.events("start"))
     wrong = [job for job, times in wanted.items() if started[job or 0] != times]
     found.expect(not wrong, f"not started as often as they should be: {wrong[:10]}")

@@ -17,7 +17,7 @@ from tests.faults.harness import Bench, Found, row
 from tests.faults.judging import Kills, effects_once, started_again, swept_away
 from tests.faults.rows.deduplication import last_starts
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Unique
-from tests.helpers.history import Event, History, check, saying
+from tests.helpers.history import Event, History, saying
 from tests.helpers.processes import Crew
 from tests.helpers.role_users import dropped_roles, login, user_url
 from tests.helpers.runners import eventually, left
@@ -121,7 +121,7 @@ def _once(
     # a job's own transaction is serializable: one that ran, and could not be committed, runs again
     undone = history.events("log", where=saying("could not serialize access"))
     found.judge(
-        check(events, ids, explained=gave_way), duplicates=kills * 2 * _WORKERS + len(undone)
+        history.check(ids, explained=gave_way), duplicates=kills * 2 * _WORKERS + len(undone)
     )
     started_again(found, events, killed, within=_WITHIN * bench.margin)
     own = (Effect, EffectInThread)

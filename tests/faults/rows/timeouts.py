@@ -103,8 +103,8 @@ def _one_case(
     dies = bench.scale is not Scale.TINY and bool(set(names) & set(_OF_STATEMENTS))
     for _ in range(rounds):
         with (
-            producing(url, Brief, producers=1) as brief,
-            producing(url, Effect, EffectInThread, producers=1, seconds=_LONG) as long,
+            producing(workers, Brief, producers=1, url=url) as brief,
+            producing(workers, Effect, EffectInThread, producers=1, seconds=_LONG, url=url) as long,
         ):
             producers += brief + long
             within, plain = _WITHIN * bench.margin, workers.database_url

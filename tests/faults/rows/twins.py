@@ -12,7 +12,7 @@ import psycopg
 
 from tests.faults.harness import Bench, Found, row
 from tests.helpers.fault_jobs import Twin
-from tests.helpers.history import History, by, check
+from tests.helpers.history import History, by
 from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.runners import eventually, left
 
@@ -74,7 +74,7 @@ def _once(
         member.send(signal.SIGTERM)
         found.expect(member.wait() == 0, f"{member.name} did not end well")
     found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
-    found.judge(check(history.events(), stage.ids, explained=stage.ids - last))
+    found.judge(history.check(stage.ids, explained=stage.ids - last))
     errors = history.events("log", where=lambda event: event.text.startswith(("ERROR", "CRIT")))
     found.expect(not errors, f"errors: {errors[:3]}")
     found.injected += 3 * pairs

@@ -21,7 +21,7 @@ import psycopg
 from tests.faults.harness import Bench, Found, row
 from tests.faults.judging import effects_once, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Elsewhere, Later
-from tests.helpers.history import Event, History, check
+from tests.helpers.history import Event, History
 from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.runners import eventually, left
 from workers import migrate, migrations
@@ -267,7 +267,7 @@ def _judge(
 ) -> None:
     events = history.events()
     found.jobs = len(ids)
-    found.judge(check(events, ids), duplicates=rollout.kills * 2 * _WORKERS)
+    found.judge(history.check(ids), duplicates=rollout.kills * 2 * _WORKERS)
     errors = [event.text for event in events if _is_error(event)]
     found.expect(not errors, f"errors: {errors[:5]}")
     touched = [
