@@ -20,7 +20,7 @@ from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.producers import Producer
 from tests.helpers.runners import eventually, left
 
-__all__ = ["Kills", "effects_once", "judge_survivors", "started_again", "swept_away"]
+__all__ = ["Kills", "effects_once", "end_all", "judge_survivors", "started_again", "swept_away"]
 
 _CLAIMED = "SELECT id FROM background_jobs WHERE session_id = ANY(%s)"
 
@@ -96,6 +96,15 @@ def swept_away(found: Found, conn: psycopg.Connection[Any], workers: Crew, types
     last.send(signal.SIGTERM)
     found.expect(last.wait() == 0, "the last worker did not end well")
     found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
+
+
+def end_all(found: Found, workers: Crew) -> None:
+    """Nobody has ended before they are told to; and they end well."""
+    gone = [member.name for member in workers.members if not member.alive]
+    found.expect(not gone, f"ended by themselves: {gone}")
+    for member in workers.members:
+        member.send(signal.SIGTERM)
+        found.expect(member.wait() == 0, f"{member.name} did not end well")
 
 
 def judge_survivors(

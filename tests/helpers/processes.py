@@ -149,7 +149,8 @@ class Crew:
     ) -> WorkerProcess:
         url = str(options["database_url"])
         if "options" in conninfo_to_dict(url):  # not through a pooler, which takes none
-            options["database_url"] = connection_url(url, options=f"-c{WRITER}={name}")
+            writer = name.replace(" ", "\\ ")
+            options["database_url"] = connection_url(url, options=f"-c{WRITER}={writer}")
         arguments = [what, "--name", name, "--types", types, *flags]
         for option, value in options.items():
             arguments += [f"--{option.replace('_', '-')}", str(value)]

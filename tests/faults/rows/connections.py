@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import psycopg
 
 from tests.faults.harness import Bench, Found, row
-from tests.faults.judging import judge_survivors, swept_away
+from tests.faults.judging import end_all, judge_survivors, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Held
 from tests.helpers.history import History, by, saying
 from tests.helpers.processes import Crew, WorkerProcess
@@ -62,7 +61,7 @@ def backends_terminated(bench: Bench) -> Found:
             stopped = time.monotonic()
         for member in members:
             found.recovered(_longest_pause(history, member.name, began, stopped))
-        _ended(found, conn, history, workers)
+        _ended(found, conn, workers)
         judge_survivors(found, conn, history, producers, held, sessions=sessions)
         swept_away(found, conn, workers, _TYPES)
     return found
@@ -86,7 +85,7 @@ def control_connection_ended(bench: Bench) -> Found:
                 victim = bench.chance.choice(members)
                 ids.append(_control_ended(found, conn, history, victim, within))
         found.expect(conn.execute(_CLAIMS, [held]).fetchall() == before, "claims were not kept")
-        _ended(found, conn, history, workers)
+        _ended(found, conn, workers)
         judge_survivors(found, conn, history, producers, ids, sessions=sessions)
         swept_away(found, conn, workers, _TYPES)
     return found
@@ -145,13 +144,9 @@ def _longest_pause(history: History, name: str, since: float, until: float) -> f
     return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
-def _ended(found: Found, conn: psycopg.Connection[Any], history: History, workers: Crew) -> None:
+def _ended(found: Found, conn: psycopg.Connection[Any], workers: Crew) -> None:
     """Everything is finished; nobody has ended before they were told to."""
     for member in workers.members:
         member.open()
     eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
-    gone = history.events("exit", "gone")
-    found.expect(not gone, f"ended by themselves: {gone[:3]}")
-    for member in workers.members:
-        member.send(signal.SIGTERM)
-        found.expect(member.wait() == 0, f"{member.name} did not end well")
+    end_all(found, workers)

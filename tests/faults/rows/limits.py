@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from tests.faults.harness import Bench, Found, Scale, row
-from tests.faults.judging import judge_survivors, swept_away
+from tests.faults.judging import end_all, judge_survivors, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Stage
 from tests.helpers.history import History
 from tests.helpers.own_server import OwnServer
@@ -97,7 +96,7 @@ def _at_once(bench: Bench, found: Found, server: OwnServer) -> None:
             eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
         found.injected += runners
         sessions = {event.session for event in ready}
-        _ended(found, workers)
+        end_all(found, workers)
         judge_survivors(found, conn, history, [], ids, sessions=sessions)
         swept_away(found, conn, workers, "brief")
 
@@ -123,7 +122,7 @@ def _all_taken(bench: Bench, found: Found, server: OwnServer) -> None:
                         )
                 found.injected += 1
         eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
-        _ended(found, workers)
+        end_all(found, workers)
         judge_survivors(found, conn, history, brief + transactional, sessions=sessions)
         swept_away(found, conn, workers, _TYPES)
 
@@ -155,12 +154,3 @@ def _taken(dsn: str) -> Iterator[None]:
             while True:
                 stack.enter_context(psycopg.connect(dsn))
         yield
-
-
-def _ended(found: Found, workers: Crew) -> None:
-    """Nobody ends before they are told to."""
-    gone = [member.name for member in workers.members if not member.alive]
-    found.expect(not gone, f"ended by themselves: {gone}")
-    for member in workers.members:
-        member.send(signal.SIGTERM)
-        found.expect(member.wait() == 0, f"{member.name} did not end well")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from tests.faults.harness import Bench, Found, Scale, row
-from tests.faults.judging import judge_survivors, swept_away
+from tests.faults.judging import end_all, judge_survivors, swept_away
 from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread
 from tests.helpers.history import History, by
 from tests.helpers.processes import Crew
@@ -112,11 +111,7 @@ def _one_case(
             found.injected += 1
         eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
         conn.execute("SELECT pg_sleep(0.5)")  # every connection is idle for too long
-    gone = history.events("exit", "gone")
-    found.expect(not gone, f"ended by themselves: {gone[:3]}")
-    for member in members:
-        member.send(signal.SIGTERM)
-        found.expect(member.wait() == 0, f"{member.name} did not end well")
+    end_all(found, workers)
     judge_survivors(found, conn, history, producers, ids, sessions=sessions)
     swept_away(found, conn, workers, _TYPES)
 
