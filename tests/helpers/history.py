@@ -25,6 +25,7 @@ Kind = Literal[
     "invoke",  # a producer begins to enqueue
     "unknown",  # a job is written, and its commit not confirmed; what follows may settle that
     "ok",  # a job's commit was confirmed; `since`: not before then it was sent
+    "waits",  # a producer was told that an identical job waits; nothing was written
     "fail",  # a producer's statement or commit failed
     "explained",  # the test says that this job need not have finished: dead, superseded, still there
     "ready",  # a runner can claim

@@ -139,8 +139,8 @@ class Crew:
     def start_producer(self, types: str, **options: object) -> WorkerProcess:
         """Start a producer; see tests/helpers/producers.py."""
         name = f"{self.name}-producer-{len(self.producers) + 1}"
-        seed = {"seed": self._chance.random()}
-        member = self._start(name, "produce", types, (), options | seed)
+        given = {"database_url": self.database_url, "seed": self._chance.random()}
+        member = self._start(name, "produce", types, (), given | options)
         self.producers.append(member)
         return member
 

@@ -1,7 +1,7 @@
-"""A producer in a process of its own, to be hurt (see tests/helpers/nursery.py, which starts it).
+"""A producer in a process of its own (see tests/helpers/nursery.py, which starts it).
 
-Enqueues small batches of jobs, of each kind in turn, while fewer than `--stock` wait, whatever becomes of the server. Writes
-events to standard output (see tests/helpers/history.py), and ends when it reads `stop` on standard input.
+Writes events to standard output (see tests/helpers/history.py). What it enqueues is one of PLANS. It ends when it is through
+with that, or when it reads `stop` on standard input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from tests.helpers.fault_jobs import job_types
-from tests.helpers.history import Event
+from tests.helpers.history import Event, Kind
 
 #: Seconds until it looks again whether there is room, or a server.
 _PAUSE = 0.02
@@ -28,8 +28,9 @@ _WAITING = "SELECT count(*) FROM background_jobs WHERE session_id IS NULL"
 
 
 def main(arguments: list[str]) -> None:
-    """Enqueue until told to stop."""
-    producer = _Producer(_options(arguments))
+    """Enqueue."""
+    options = _options(arguments)
+    producer = PLANS[options.plan](options)
     threading.Thread(target=_obey, args=(producer.stopping,), daemon=True).start()
     producer.run()
 
@@ -39,63 +40,130 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--types", required=True, help="job types, separated by commas")
-    parser.add_argument("--stock", type=int, required=True, help="how many may wait")
-    parser.add_argument("--seconds", type=float, required=True, help="that each job takes")
     parser.add_argument("--seed", type=float, required=True, help="of its choices")
+    parser.add_argument("--plan", choices=list(PLANS), default="stream")
+    parser.add_argument("--stock", type=int, default=60, help="stream: how many may wait")
+    parser.add_argument("--seconds", type=float, default=0.0, help="stream: that each job takes")
+    parser.add_argument("--turns", type=int, default=0, help="race, serializable: how often")
+    parser.add_argument("--keys", type=int, default=0, help="race, serializable: of how many")
     return parser.parse_args(arguments)
 
 
-class _Producer:
+class Producer:
     """Writes down what it is about to do, and what it was told of it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.stopping = threading.Event()
-        self._options = options
-        self._kinds: list[Any] = job_types(options.types)
-        self._chance = random.Random(options.seed)
+        self.options = options
+        self.kinds: list[Any] = job_types(options.types)
+        self.chance = random.Random(options.seed)
 
     def run(self) -> None:
-        """Enqueue until stopped. Raises what a fault does not explain."""
+        """Enqueue. Raises what a fault does not explain."""
+        raise NotImplementedError
+
+    def note(self, what: Kind, *, job: int = 0, since: float = 0.0, text: str = "") -> None:
+        """One write a line: whole, or not at all, whenever the process dies."""
+        event = Event(what=what, process=self.options.name, job=job, since=since, text=text)
+        os.write(1, event.line())
+
+
+class Stream(Producer):
+    """Small batches of each kind in turn, while fewer than `stock` jobs wait, whatever becomes of the server."""
+
+    def run(self) -> None:
         while not self.stopping.is_set():
             try:
-                with psycopg.connect(self._options.database_url, connect_timeout=5) as conn:
+                with psycopg.connect(self.options.database_url, connect_timeout=5) as conn:
                     self._enqueue(conn)
             except (
                 psycopg.OperationalError,
                 psycopg.errors.IdleInTransactionSessionTimeout,
             ) as error:
-                self._note("fail", text=str(error))
+                self.note("fail", text=str(error))
                 self.stopping.wait(_PAUSE)
 
     def _enqueue(self, conn: psycopg.Connection[Any]) -> None:
         while not self.stopping.is_set():
-            for kind in self._kinds:
+            for kind in self.kinds:
                 self._batch(conn, kind)
-            while self._waiting(conn) >= self._options.stock and not self.stopping.wait(_PAUSE):
+            while self._waiting(conn) >= self.options.stock and not self.stopping.wait(_PAUSE):
                 pass
 
     def _batch(self, conn: psycopg.Connection[Any], kind: Any) -> None:
-        jobs = [kind(key=key, seconds=self._options.seconds) for key in range(_BATCH)]
-        self._note("invoke", text=kind.job_name)
+        jobs = [kind(key=key, seconds=self.options.seconds) for key in range(_BATCH)]
+        self.note("invoke", text=kind.job_name)
         ids: list[int] = kind.enqueue_batch(conn, jobs)
         for job in ids:
-            self._note("unknown", job=job, text=kind.job_name)
-        if self._chance.random() < _OPEN_SHARE:
-            self.stopping.wait(self._chance.uniform(0.0, _OPEN_SECONDS))
+            self.note("unknown", job=job, text=kind.job_name)
+        if self.chance.random() < _OPEN_SHARE:
+            self.stopping.wait(self.chance.uniform(0.0, _OPEN_SECONDS))
         sent = time.monotonic()
         conn.commit()
         for job in ids:
-            self._note("ok", job=job, since=sent, text=kind.job_name)
+            self.note("ok", job=job, since=sent, text=kind.job_name)
 
     def _waiting(self, conn: psycopg.Connection[Any]) -> int:
         (count,) = conn.execute(_WAITING).fetchone() or (0,)
         conn.commit()
         return int(count)
 
-    def _note(self, what: Any, *, job: int = 0, since: float = 0.0, text: str = "") -> None:
-        """One write a line: whole, or not at all, whenever the process dies."""
-        event = Event(what=what, process=self._options.name, job=job, since=since, text=text)
-        os.write(1, event.line())
+
+class Race(Producer):
+    """Deduplicated jobs, now one, now some; the text of an answer is the job's key."""
+
+    def run(self) -> None:
+        (kind,), keys = self.kinds, range(self.options.keys)
+        with psycopg.connect(self.options.database_url, autocommit=True) as conn:
+            for _ in range(self.options.turns):
+                jobs = [
+                    kind(key=key)
+                    for key in self.chance.sample(keys, self.chance.choice((1, 1, 1, 20)))
+                ]
+                self.note("invoke", text=",".join(str(job.key) for job in jobs))
+                asked = time.monotonic()
+                one = len(jobs) == 1
+                ids = [jobs[0].enqueue(conn)] if one else kind.enqueue_batch(conn, jobs)
+                for job, job_id in zip(jobs, ids, strict=True):
+                    what: Kind = "waits" if job_id is None else "ok"
+                    self.note(what, job=job_id or 0, since=asked, text=str(job.key))
+
+
+class Serializable(Producer):
+    """Transactions that read what the others write, repeated when they are refused; an answer's text is type and key."""
+
+    def run(self) -> None:
+        with psycopg.connect(self.options.database_url) as conn:
+            for number in range(self.options.turns):
+                keys = [self.chance.randrange(self.options.keys) for _ in range(2 * _BATCH)]
+                kind = self.kinds[number % len(self.kinds)]
+                alone, batch = keys[:1], keys[1:]
+                # two statements with deduplicated jobs could deadlock with those of another transaction
+                parts = [(alone, []), ([], batch)] if kind.deduplicated else [(alone, batch)]
+                for part in parts:
+                    while not self._enqueued(conn, kind, *part):
+                        pass
+
+    def _enqueued(
+        self, conn: psycopg.Connection[Any], kind: Any, alone: list[int], batch: list[int]
+    ) -> bool:
+        self.note("invoke", text=kind.job_name)
+        asked = time.monotonic()
+        try:
+            with conn.transaction():
+                conn.execute("SELECT count(*) FROM background_jobs WHERE priority = 7")
+                ids = kind.enqueue_batch(conn, [kind(key=key) for key in batch])
+                ids += [kind(key=key).enqueue(conn) for key in alone]
+        except psycopg.errors.SerializationFailure as error:
+            self.note("fail", text=str(error))
+            return False
+        for job, key in zip(ids, batch + alone, strict=True):
+            what: Kind = "waits" if job is None else "ok"
+            self.note(what, job=job or 0, since=asked, text=f"{kind.job_name} {key}")
+        return True
+
+
+PLANS = {"stream": Stream, "race": Race, "serializable": Serializable}
 
 
 def _obey(stopping: threading.Event) -> None:

@@ -13,7 +13,7 @@ __all__ = ["Producer", "producing"]
 
 
 class Producer:
-    """One `tests.helpers.producer_process`, and what is known of its jobs; see there."""
+    """A `Stream` of tests.helpers.producer_process, and what is known of its jobs."""
 
     def __init__(self, process: WorkerProcess, kinds: Sequence[Any], history: History) -> None:
         self._process = process

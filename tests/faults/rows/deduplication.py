@@ -6,16 +6,16 @@ import random
 import signal
 import threading
 import time
-from collections import defaultdict
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import psycopg
 
 from tests.faults.harness import Bench, Found, row
-from tests.helpers.fault_jobs import Brief, Seeing, Unique
+from tests.helpers.fault_jobs import Brief, Seeing
 from tests.helpers.history import Event, History
-from tests.helpers.processes import Crew
+from tests.helpers.processes import Crew, WorkerProcess
 from tests.helpers.runners import eventually, left
 
 __all__ = ["last_starts"]
@@ -26,14 +26,6 @@ _KEYS = 1000
 _LIVE = """
 SELECT data FROM background_jobs WHERE job_type = 'unique' AND session_id IS NULL GROUP BY data HAVING count(*) > 1
 """
-
-
-class _Told(NamedTuple):
-    """An enqueue: asked at `at`, answered with an id, or None where an identical job waits."""
-
-    key: int
-    job: int | None
-    at: float
 
 
 @row(
@@ -47,40 +39,25 @@ def race(bench: Bench) -> Found:
     turns, keys = bench.pick(full=(10_000, _KEYS), quick=(1_600, _KEYS), tiny=(400, 100))
     found = Found(injected=0, jobs=0)
     for crowd in crowds:
-        with bench.stage() as (url, conn, history, workers):
+        with bench.stage() as (_, conn, history, workers):
             members = [workers.start("unique") for _ in range(2)]
-            seeds = [bench.chance.random() for _ in range(crowd)]
-            with ThreadPoolExecutor(crowd) as pool:
-                asking = [pool.submit(_ask, url, seed, keys, turns // crowd) for seed in seeds]
-                _watch(found, conn, asking)
-            told = [answer for future in asking for answer in future.result()]
+            options = {"plan": "race", "keys": keys, "turns": turns // crowd}
+            asking = [workers.start_producer("unique", **options) for _ in range(crowd)]
+            _watch(found, conn, asking)
+            for producer in asking:
+                found.expect(producer.wait() == 0, f"{producer.name} did not end well")
             _drained(found, conn, workers)
-            _judge(found, history, told)
+            _judge(found, history)
             for member in members:
                 found.expect(member.wait() == 0, "a worker did not end well")
     return found
 
 
-def _ask(url: str, seed: float, keys: int, turns: int) -> list[_Told]:
-    """Enqueue now one, now some."""
-    chance, told = random.Random(seed), list[_Told]()
-    with psycopg.connect(url, autocommit=True) as conn:
-        for _ in range(turns):
-            jobs = [
-                Unique(key=key) for key in chance.sample(range(keys), chance.choice((1, 1, 1, 20)))
-            ]
-            at = time.monotonic()
-            one = len(jobs) == 1
-            ids = [jobs[0].enqueue(conn)] if one else Unique.enqueue_batch(conn, jobs)
-            told += [_Told(job.key, job_id, at) for job, job_id in zip(jobs, ids, strict=True)]
-    return told
-
-
-def _watch(found: Found, conn: psycopg.Connection[Any], asking: list[Future[list[_Told]]]) -> None:
+def _watch(found: Found, conn: psycopg.Connection[Any], asking: list[WorkerProcess]) -> None:
     """Look for identical waiting jobs, as long as anybody enqueues."""
     pause = threading.Event()
     while True:
-        last = all(future.done() for future in asking)
+        last = not any(producer.alive for producer in asking)
         if alike := conn.execute(_LIVE).fetchall():
             found.expect(False, f"identical jobs wait: {alike[:10]}")
             return
@@ -99,24 +76,24 @@ def _drained(found: Found, conn: psycopg.Connection[Any], workers: Crew) -> None
     found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
 
 
-def _judge(found: Found, history: History, told: list[_Told]) -> None:
+def _judge(found: Found, history: History) -> None:
     events = history.events()
     gave_way = {event.job for event in events if event.what == "superseded"}
-    ids = [answer.job for answer in told]
-    found.judge(history.check(ids, explained=gave_way))
-    found.expect(None in ids, "nobody found an identical job waiting")
+    found.judge(history.check(explained=gave_way))
+    told = history.events("ok", "waits")
+    found.expect(
+        any(answer.what == "waits" for answer in told), "nobody found an identical job waiting"
+    )
     last = last_starts(events)
-    missed = [answer for answer in told if last.get(str(answer.key), 0.0) < answer.at]
+    missed = [answer for answer in told if last.get(answer.text, 0.0) < answer.since]
     found.lost += len(missed)
     found.expect(not missed, f"lost, as nothing ran for them afterwards: {missed[:10]}")
-    kinds = {answer.job: answer.key for answer in told if answer.job is not None}
-    starts: dict[int, int] = defaultdict(int)
-    for event in events:
-        starts[event.job] += event.what == "start"
-    twice = [job for job, key in kinds.items() if starts[job] > (2 if key % 7 == 0 else 1)]
+    keys = {answer.job: int(answer.text) for answer in told if answer.what == "ok"}
+    starts = Counter(event.job for event in events if event.what == "start")
+    twice = [job for job, key in keys.items() if starts[job] > (2 if key % 7 == 0 else 1)]
     found.expect(not twice, f"run more often than they should: {twice[:10]}")
     found.injected += len(told)
-    found.jobs += len(kinds)
+    found.jobs += len(keys)
 
 
 def last_starts(events: list[Event]) -> dict[str, float]:
