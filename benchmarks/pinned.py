@@ -33,10 +33,11 @@ _TENTHS, _SLICES = 10, 100
 
 
 class PinnedResult(Result, kw_only=True, omit_defaults=True):
-    """`per_second` is the last tenth's; `points` has every tenth. Then seconds from commit to start: of the first job of
-    each slice in the last tenth, the median run's longest; and see late.PickUps."""
+    """`per_second` is the last tenth's; `points` has every tenth; `whole_*`, of all of them. Then seconds from commit to
+    start: of the first job of each slice in the last tenth, the median run's longest; and see late.PickUps."""
 
     whole_per_second: float
+    whole_ratio: float
     drained_per_second: float
     first_start_s: float
     late_notified_s: float
@@ -58,13 +59,14 @@ def pinned(options: Options) -> PinnedResult:
             pinned, limit = (_last(*side) for side in zip(flows[-1], (dsn, clean), strict=True))
             pairs.append((pinned, limit))
     drained_per_second, late = _late(options, n)
-    whole = [flow.rates(1)[0] for flow, _ in flows]
+    whole = [(flow.rates(1)[0], clean.rates(1)[0]) for flow, clean in flows]
     result = summarize(
         PinnedResult,
         "pinned",
         n,
         pairs,
-        whole_per_second=_median(whole),
+        whole_per_second=_median([here for here, _ in whole]),
+        whole_ratio=round(statistics.median(here / there for here, there in whole), 3),
         drained_per_second=round(drained_per_second, 1),
         first_start_s=_median([max(flow.waits[-(_SLICES // _TENTHS) :]) for flow, _ in flows]),
         points=_points(n, flows),

@@ -7,7 +7,7 @@ from benchmarks.bench import Scale as Size
 from benchmarks.pinned import pinned
 from tests.faults.harness import Bench, Found, Scale, row
 
-#: Of the clean rate, in the last tenth.
+#: Of the clean rate.
 _LEAST = 0.9
 #: Seconds until a job is found that became available behind the place where claims begin.
 _WITHIN = 2.0
@@ -16,8 +16,9 @@ _WITHIN = 2.0
 @row(
     "17",
     "long transaction",
-    "an idle REPEATABLE READ transaction while 1,000,000 jobs run, late commits and retries among them: the last tenth "
-    "at >= 90% of the clean rate, late ones found within 2 s, or within the budget of the thorough scan; twice 0",
+    "an idle REPEATABLE READ transaction while 1,000,000 jobs run, five times: all of them, and the last tenth, at >= 90% of "
+    "the clean rate; late commits and retries behind those, amid others: found within 2 s, or within the budget of the "
+    "thorough scan; twice 0",
 )
 def long_transaction(bench: Bench) -> Found:
     size = bench.pick(full=Size.FULL, quick=Size.QUICK, tiny=Size.TINY)
@@ -36,7 +37,6 @@ def long_transaction(bench: Bench) -> Found:
         f"a late one was found {result.late_over_budget_s:.2f} s after its budget",
     )
     if bench.scale is Scale.FULL:  # smaller ones are over before it could matter
-        found.expect(
-            result.ratio >= _LEAST, f"the last tenth ran at {result.ratio:.2f} of the rate"
-        )
+        for what, ratio in (("the last tenth", result.ratio), ("the whole", result.whole_ratio)):
+            found.expect(ratio >= _LEAST, f"{what} ran at {ratio:.2f} of the clean rate")
     return found
