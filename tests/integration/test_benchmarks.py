@@ -24,7 +24,7 @@ MORE = {
     "latency": {"p50_ms", "p99_ms", "limit_p50_ms", "limit_p99_ms"},
     "backlog": {"p50_ms", "p95_ms", "p99_ms", "points"},
     "scheduled": {"points"},
-    "pinned": {"points", "whole_per_second"},
+    "pinned": {"points", "whole_per_second", "whole_ratio"},
     "wakeup": {
         "notice_us",
         "to_claim_us",

@@ -16,8 +16,8 @@ _WITHIN = 2.0
 @row(
     "17",
     "long transaction",
-    "an idle REPEATABLE READ transaction while 1,000,000 jobs run, five times: all of them, and the last tenth, at >= 90% of "
-    "the clean rate; late commits and retries behind those, amid others: found within 2 s, or within the budget of the "
+    "an idle REPEATABLE READ transaction while 1,000,000 jobs run, five times: all of them, and the last tenth, at >= 90% "
+    "of the clean rate; late commits and retries behind those, amid others: found within 2 s, or within the budget of the "
     "thorough scan; twice 0",
 )
 def long_transaction(bench: Bench) -> Found:
