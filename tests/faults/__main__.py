@@ -1,8 +1,9 @@
 """`make faults`: inject every fault of the table, and say what came of it.
 
 At full size this takes long, and the table in docs/reliability.md is written anew. `--row 4 --seed 7` runs one row, as often
-as wanted with the same choices; `--quick` all of them small; `--judge FILE` looks through a history that was kept.
-The status is 1 when a row failed.
+as wanted with the same choices; `--quick` all of them small. Two more run nothing: `--judge FILE` looks through a history
+that was kept, and `--beside FILE` puts the verdicts of other seeds, as `--json` wrote them, beside the table. The status is
+1 when a row failed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from tests.helpers.nursery import nursery
 from tests.helpers.server import NoServerError, find_server
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 HEADER = f"{'row':<5}{'fault':<44}{'injected':>9}{'jobs':>12}{'lost':>6}{'twice':>7}{'worst recovery':>16}  result"
 
 
@@ -31,6 +31,12 @@ def main() -> int:
     options = _arguments()
     if options.judge:
         print(msgspec.json.format(msgspec.json.encode(check(read(options.judge)))).decode())
+        return 0
+    decode = msgspec.json.Decoder(Report).decode
+    if options.beside:
+        _write_seeds(
+            [decode(line) for file in options.beside for line in file.read_bytes().splitlines()]
+        )
         return 0
     # whoever is told to end takes the servers along
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -69,6 +75,13 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--judge", type=Path, metavar="FILE", help="say what is to be concluded from this history"
+    )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="results of other seeds, for the document",
     )
     parser.add_argument("--seed", type=int, default=1, help="of all random choices (default: 1)")
     parser.add_argument("--quick", action="store_true", help="small: some seconds a row")
@@ -124,10 +137,46 @@ def _write(reports: list[Report], version: str, seed: int) -> None:
             f"| {report.row} | {report.fault} | {passes} | {report.injected:,} | {report.jobs:,} | {report.lost}"
             f" | {report.duplicated} | {_seconds(report)} | {'passed' if report.passed else '**failed**'} |"
         )
+    _put("table", lines)
+
+
+def _write_seeds(reports: list[Report]) -> None:
+    """Put what came of other seeds into the document. Of a row that was run twice with one seed both are told."""
+    seeds = sorted({report.seed for report in reports})
+    lines = [
+        f"| row | fault |{''.join([f' seed {seed} |' for seed in seeds])}",
+        f"|---|---|{'---|' * len(seeds)}",
+    ]
+    for row in (row for row in ROWS.values() if row.run is not None):
+        cells = [
+            ", ".join(
+                [
+                    _verdict(report)
+                    for report in reports
+                    if (report.row, report.seed) == (row.name, seed)
+                ]
+            )
+            for seed in seeds
+        ]
+        lines.append(f"| {row.name} | {row.fault} | {' | '.join(cells)} |")
+    _put("seeds", lines)
+
+
+def _verdict(report: Report) -> str:
+    if report.not_run:
+        return f"not run: {report.not_run}"
+    counts = f"{report.jobs:,} jobs, {report.lost} lost"
+    worst = "" if report.recovery_s is None else f", {_seconds(report)}"
+    return f"{'passed' if report.passed else '**failed**'}: {counts}{worst}"
+
+
+def _put(name: str, lines: list[str]) -> None:
+    """Replace what is between the marks of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = DOCUMENT.read_text("utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{after}", "utf-8")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    DOCUMENT.write_text(f"{before}{begin}\n{chr(10).join(lines)}\n{end}{after}", "utf-8")
 
 
 if __name__ == "__main__":
