@@ -63,6 +63,8 @@ SET_SEARCH_PATH = "SELECT set_config('search_path', %s, true)"
 # Whoever waits for a table keeps all others from it who come after: jobs that are claimed, and enqueued.
 BE_BRIEF = """\
 SELECT set_config('lock_timeout', '5s', true) WHERE current_setting('lock_timeout') = '0'"""
+# The file that takes all tables, before any is changed.
+LOCK_TABLES = "lock_tables.sql"
 RECORD = "INSERT INTO workers_migrations (version, name) VALUES (%s, %s)"
 
 
@@ -133,6 +135,8 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
     for owner, _, _ in other:
         yield PIN_SCHEMA, None
         yield SET_ROLE, (owner,)
+    if pending:
+        yield migration_file(LOCK_TABLES), None
     for migration in pending:
         yield migration.sql, None
         yield RECORD, (migration.version, migration.name)

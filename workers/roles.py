@@ -16,6 +16,7 @@ from .errors import ConfigurationError, MigrationError
 from .migrations import (
     BE_BRIEF,
     LOCK,
+    LOCK_TABLES,
     SCHEMA_OID,
     TABLE_EXISTS,
     Steps,
@@ -51,6 +52,10 @@ WHERE schemaname = current_schema()
         'workers_migrations')
     AND tableowner <> %s AND right(tableowner, 9) = '_migrator'
 ORDER BY tableowner LIMIT 1"""
+#: Whether the tables change hands.
+_HANDED_OVER = """
+SELECT 1 FROM pg_tables
+WHERE schemaname = current_schema() AND tablename = 'background_jobs' AND tableowner <> %s"""
 #: Owners whose rights the user has not, and the table that shows it.
 _OWNERS = """
 SELECT DISTINCT ON (owner.rolname) owner.rolname, owned.name
@@ -138,6 +143,8 @@ def _apply(prefix: str, names: list[str], own_transaction: bool) -> Steps[list[s
         )
     if own_transaction:
         yield BE_BRIEF, None
+    if (yield _HANDED_OVER, (migrator,)):
+        yield migration_file(LOCK_TABLES), None
     yield _SET_PREFIX, (prefix,)
     yield migration_file("roles.sql"), None
     return names

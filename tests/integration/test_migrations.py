@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import psycopg
@@ -21,6 +22,8 @@ from workers.migrations import check_migrations, migrate, migrations_sql
 from workers.roles import apply_roles
 
 NAMES = [m.name for m in migrations._load()]
+#: All but the one that says what was applied.
+TABLES = {"background_jobs", "worker_sessions", "worker_claims", "dead_jobs", "archived_jobs"}
 
 
 def tables(conn: psycopg.Connection) -> set[str]:
@@ -137,6 +140,51 @@ def test_tables_are_not_waited_for_without_end(
         job.rollback()
         conn.commit()
         assert migrate(conn) == ["9999_next"]
+
+
+@pytest.fixture
+def to_be_swept(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database whose next migration changes all tables, in the order of their names."""
+    change = "ALTER TABLE {} ADD x int"
+    sweep = ";".join(change.format(table) for table in sorted(TABLES))
+    found = [migrations.Migration(9999, "9999_sweep", sweep.encode())]
+    monkeypatch.setattr(migrations, "_load", lambda: found)
+    return database_url
+
+
+@pytest.mark.parametrize(("held", "wanted"), list(permutations(sorted(TABLES), 2)))
+async def test_tables_are_taken_without_a_deadlock(
+    to_be_swept: str, held: str, wanted: str
+) -> None:
+    """Whoever uses one of them and then another goes on, before the migration or after it, and so does the migration."""
+    connect = psycopg.AsyncConnection.connect
+    async with (
+        await connect(to_be_swept) as runner,
+        await connect(to_be_swept) as conn,
+        await connect(to_be_swept, autocommit=True) as asking,
+    ):
+        await runner.execute(f"LOCK TABLE {held} IN ROW EXCLUSIVE MODE")
+        migrating = asyncio.ensure_future(migrate(conn))
+        await blocked(asking, conn.info.backend_pid)
+        await runner.execute(f"LOCK TABLE {wanted} IN ROW EXCLUSIVE MODE")
+        await runner.commit()
+        assert await migrating == ["9999_sweep"]
+
+
+def test_a_transaction_that_is_joined_has_all_tables_and_its_own_settings(
+    to_be_swept: str,
+) -> None:
+    with psycopg.connect(to_be_swept) as conn:
+        conn.execute("SET LOCAL lock_timeout = '1234ms'")
+        migrate(conn)
+        (setting,) = conn.execute("SHOW lock_timeout").fetchone() or ("",)
+        assert setting == "1234ms"
+        rows = conn.execute(
+            "SELECT relation::regclass::text FROM pg_locks"
+            " WHERE pid = pg_backend_pid() AND mode = 'AccessExclusiveLock'"
+        )
+        locked = {name for (name,) in rows}
+        assert locked & tables(conn) == tables(conn) - {"workers_migrations"} == TABLES
 
 
 def test_no_notices(raw_database_url: str) -> None:

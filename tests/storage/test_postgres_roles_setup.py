@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -56,6 +57,27 @@ def test_an_owner_with_createrole_needs_no_superuser(
         conn.execute("SELECT workers_enqueue('mail', '{}')")
         assert conn.execute("SELECT count(*) FROM background_jobs").fetchone() == (1,)
     assert migrate(place.url) == []
+
+
+@pytest.mark.parametrize("held", ["worker_sessions", "worker_claims", "dead_jobs"])
+async def test_tables_change_hands_without_a_deadlock(place: Place, held: str) -> None:
+    """Whoever uses one of them and then another goes on, and so do the roles."""
+    connect = psycopg.AsyncConnection.connect
+    async with (
+        await connect(place.url) as runner,
+        await connect(place.url) as conn,
+        await connect(place.url, autocommit=True) as asking,
+    ):
+        await migrate(conn)
+        await runner.execute(f"LOCK TABLE {held} IN ROW EXCLUSIVE MODE")
+        applying = asyncio.ensure_future(apply_roles(conn, place.prefix))
+        blockers: list[int] = []
+        while not blockers:
+            cursor = await asking.execute("SELECT pg_blocking_pids(%s)", [conn.info.backend_pid])
+            ((blockers,),) = await cursor.fetchall()
+        await runner.execute("LOCK TABLE background_jobs IN ROW EXCLUSIVE MODE")
+        await runner.commit()
+        assert len(await applying) == 4
 
 
 @pytest.mark.parametrize("cursor", [psycopg.RawCursor, psycopg.ClientCursor])
