@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 
 from tests.helpers.history import Event, Kind
 from workers import BackgroundJob, current_job
@@ -19,7 +20,6 @@ __all__ = [
     "Deadly",
     "Effect",
     "EffectInThread",
-    "Elsewhere",
     "Flaky",
     "Held",
     "HeldInThread",
@@ -249,18 +249,6 @@ class Later(BackgroundJob[Stage]):
             pass
 
 
-class Elsewhere(BackgroundJob[Stage]):
-    """The same, and in a queue that the older one does not work."""
-
-    queue = "new"
-
-    key: int = 0
-
-    async def run(self, stage: Stage) -> None:
-        with stage.run():
-            pass
-
-
 BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
     job_class.job_name: job_class
     for job_class in (
@@ -277,7 +265,6 @@ BY_NAME: dict[str, type[BackgroundJob[Stage]]] = {
         Blocking,
         Flaky,
         Later,
-        Elsewhere,
     )
 }
 
@@ -291,5 +278,11 @@ def add_job_types(*job_classes: type[BackgroundJob[Stage]]) -> None:
 
 
 def job_types(names: str) -> list[type[BackgroundJob[Stage]]]:
-    """The classes of the given names, separated by commas."""
-    return [BY_NAME[name] for name in names.split(",")]
+    """The classes of the given names, separated by commas; `module:name` where that module is to be imported first."""
+    found = []
+    for name in names.split(","):
+        module, _, job_name = name.rpartition(":")
+        if module:
+            import_module(module)
+        found.append(BY_NAME[job_name])
+    return found

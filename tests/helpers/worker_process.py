@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 
+import workers
 from tests.helpers import clock_jobs, misbehaving_jobs, poison_jobs  # noqa: F401 - add their job types
 from tests.helpers.far_end import FarEnd
 from tests.helpers.fault_jobs import Stage, job_types
@@ -45,6 +46,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--loop-stall-limit", type=float, default=60.0)
     parser.add_argument("--poll-only", action="store_true")
     parser.add_argument("--until-empty", action="store_true")
+    parser.add_argument("--library", action="store_true", help="note where the library is")
     parser.add_argument("--network", default="", help="the network namespace to be in")
     parser.add_argument("--failpoints", default="", help="as in workers.failpoints")
     return parser.parse_args(arguments)
@@ -55,6 +57,8 @@ async def _main(options: argparse.Namespace) -> None:
     # forked from a process that has imported the library long ago, without any
     vars(failpoints)["hit"] = failpoints.armed(options.failpoints)
     _note_what_the_runner_says(stage)
+    if options.library:
+        stage.note("log", text=f"library {workers.__file__}")
     if options.runners > 1:
         await _many(options, stage)
         return

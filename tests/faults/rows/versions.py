@@ -1,14 +1,11 @@
-"""Row 22: two versions of an application on one database, deployed in turns, and migrated meanwhile."""
+"""Row 22: two versions of an application, from two installs of the library, in turns on one database, migrated meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
+import random
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,179 +15,162 @@ from unittest import mock
 
 import psycopg
 
+from tests.faults.deployment import ONLY_NEW, WORKERS, Rollout, Version, enqueueing
 from tests.faults.harness import Bench, Found, row
 from tests.faults.judging import effects_once, swept_away
-from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, Elsewhere, Later
-from tests.helpers.history import Event, History
-from tests.helpers.processes import Crew, WorkerProcess
+from tests.helpers.fault_jobs import EFFECTS, Effect
+from tests.helpers.history import Event, History, by
+from tests.helpers.installs import Install, install_next, install_this
+from tests.helpers.nursery import Nursery, nursery
+from tests.helpers.processes import crew
 from tests.helpers.runners import eventually, left
 from workers import migrate, migrations
 
-_OLD, _NEW = "brief,effect", "brief,effect,later,elsewhere"
-#: What the old version enqueues beside ordinary jobs.
-_TRANSACTIONAL = "effect"
-_WORKERS = 4
-_BATCH = 5
-#: Jobs of one version that wait at most: the old one's workers leave the new one's alone for a while.
-_BACKLOG = 200
-#: Seconds between two batches of an application.
-_PAUSE = 0.02
+_OLD = "brief,effect"
+_NEW = f"{_OLD},next_jobs:newer,next_jobs:newer_elsewhere"
+#: How many wait until a producer does: with those of the new version alone the old one's go on.
+_OLD_STOCK, _NEW_STOCK = 240, 120
+#: What other programs insert, one of each: without a queue, and a known type in a queue of the new version.
+_BARE = """
+INSERT INTO background_jobs (job_type, data, queue) VALUES ('newer', '{}', NULL), ('brief', '{}', 'newer')
+RETURNING id"""
+_BARE_STOCK = 40
+#: Seconds between two of them, and between two migrations of one caller.
+_BARE_PAUSE, _PAUSE = 0.02, 0.1
 _PATIENCE = 60.0
-#: What only the new version works, by type or by queue. Without a queue as well, as other programs may insert it.
-_ONLY_NEW = "(job_type IN ('later', 'elsewhere') OR queue = 'new')"
-_BARE = (
-    """INSERT INTO background_jobs (job_type, data) VALUES ('later', '{"key": 0}') RETURNING id"""
-)
 
 
 @row(
     "22",
     "old and new code under load",
-    "processes of two versions replace each other in turns, by SIGTERM and kill -9, while `workers migrate` runs again and "
-    "again, by several at once, adding and dropping columns: errors 0, lost 0, what the old one does not know untouched",
+    "two installs, this version and a next one, which has a migration, statements that need it and job types more, each run "
+    "by interpreters of its own: `workers migrate` of the next one while this one is at work, then processes of both, which "
+    "replace each other in turns, by SIGTERM and kill -9, while further migrations change all tables, several at once: "
+    "errors 0, lost 0, what the old one does not know untouched; a version that is not the database's says so",
 )
 def old_and_new(bench: Bench) -> Found:
-    deployments = bench.pick(full=40, quick=4, tiny=0)
     found = Found(injected=0, jobs=0)
-    with bench.stage() as (url, conn, history, workers):
-        conn.execute(EFFECTS)
-        rollout = _Rollout(bench, found, conn, history, workers)
-        with _applications(url) as ids, _migrations(bench, found, url):
-            rollout.first()
-            rollout.untouched()
-            for number in range(deployments):
-                rollout.deploy(_OLD if number % 2 else _NEW)
-            rollout.deploy(_NEW)
-        eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
-        rollout.end()
-        _judge(found, conn, history, ids, rollout)
-        swept_away(found, conn, workers, _NEW)
+    site = bench.folder.with_name(f"{bench.folder.name}-installs")
+    try:
+        this, following = install_this(site / "old"), install_next(site / "new")
+        with nursery(**this.environment) as old, nursery(**following.environment) as new:
+            for _ in range(bench.pick(full=3, quick=1, tiny=1)):
+                _Upgrade(bench, found, this, following).run(old, new)
+    finally:
+        shutil.rmtree(site, ignore_errors=True)
     return found
 
 
-class _Rollout:
-    """The processes that work, and their replacement one by one."""
+class _Upgrade:
+    """From one version to the next, on a database of its own."""
 
-    def __init__(
-        self,
-        bench: Bench,
-        found: Found,
-        conn: psycopg.Connection[Any],
-        history: History,
-        workers: Crew,
-    ) -> None:
+    def __init__(self, bench: Bench, found: Found, this: Install, following: Install) -> None:
         self._bench = bench
         self._found = found
-        self._conn = conn
-        self._history = history
-        self._workers = workers
-        self._fleet: list[WorkerProcess] = []
-        self._size = bench.pick(full=3, quick=3, tiny=2)
-        # jobs that begin between two replacements
-        self._between = bench.pick(full=50, quick=50, tiny=15)
-        self.old: set[str] = set()
-        self.kills = 0
+        self._this = this
+        self._following = following
 
-    def _start(self, version: str) -> WorkerProcess:
-        member = self._workers.start(version, workers=_WORKERS, poll_interval=0.2)
-        if version == _OLD:
-            self.old.add(member.name)
-        return member
+    def run(self, old_ones: Nursery, new_ones: Nursery) -> None:
+        bench = self._bench
+        with (
+            bench.database() as url,
+            psycopg.connect(url, autocommit=True) as conn,
+            bench.history() as history,
+            crew(old_ones, url, history, "old", seed=bench.chance.random()) as olds,
+            crew(new_ones, url, history, "new", seed=bench.chance.random()) as news,
+        ):
+            conn.execute(EFFECTS)
+            old = Version(self._this, olds, _OLD, _OLD_STOCK)
+            new = Version(self._following, news, _NEW, _NEW_STOCK)
+            rollout = Rollout(bench, self._found, conn, history)
+            with _others(url) as bare, enqueueing(old):
+                rollout.first(old)
+                self._new_on_older_tables(url)
+                with rollout.untouched():
+                    self._migrate(url, history, rollout)
+                self._old_on_newer_tables(url)
+                with enqueueing(new):
+                    self._side_by_side(conn, url, rollout, old, new)
+            eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
+            rollout.end()
+            self._judge(conn, history, bare, old, rollout.kills)
+            swept_away(self._found, conn, news, _NEW)
 
-    def first(self) -> None:
-        """Only old ones."""
-        self._fleet = [self._start(_OLD) for _ in range(self._size)]
-        for member in self._fleet:
-            member.ready()
+    def _new_on_older_tables(self, url: str) -> None:
+        """The next version says what to do, whichever way it is used."""
+        started = {
+            " ".join(words): self._following.python("-m", *words, database_url=url)
+            for words in (
+                ("workers", "stats"),
+                ("workers", "run", "--app", "next_jobs:runner"),
+                ("next_jobs", url),
+            )
+        }
+        for what, process in started.items():
+            _, said = process.communicate(timeout=_PATIENCE)
+            self._found.expect(
+                process.returncode == 1 and "run `workers migrate`" in said,
+                f"the next version's `{what}` before its migration: {process.returncode}, {said}",
+            )
 
-    def untouched(self) -> None:
-        """While there are only old ones, not even a new version of a row that they do not know is written."""
-        query = f"SELECT id, ctid::text, xmin::text FROM background_jobs WHERE {_ONLY_NEW}"
-        eventually(lambda: self._conn.execute(query).rowcount >= _BATCH)
-        before = set(self._conn.execute(query))
-        self._more_begin(2 * self._between)
-        changed = before - set(self._conn.execute(query))
-        self._found.expect(not changed, f"rows that were touched: {sorted(changed)[:10]}")
+    def _migrate(self, url: str, history: History, rollout: Rollout) -> None:
+        """Several at once, among them the old version's: it is done once, and work goes on."""
+        installs = [self._following, self._following, self._this]
+        self._bench.chance.shuffle(installs)
+        began = time.monotonic()
+        commands = [each.python("-m", "workers", "migrate", database_url=url) for each in installs]
+        said = []
+        for command in commands:
+            out, errors = command.communicate(timeout=_PATIENCE)
+            self._found.expect(command.returncode == 0, f"`workers migrate`: {errors}")
+            said.append(out.strip())
+        self._found.injected += 1
+        rest = "nothing to do: the tables are up to date"
+        expected = sorted([f"applied {self._following.migration}", rest, rest])
+        self._found.expect(sorted(said) == expected, f"`workers migrate` said {said}")
+        rollout.more_begin(1)
+        starts = [event.at for event in history.events("start") if event.at > began]
+        pause = max((later - at for at, later in itertools.pairwise([began, *starts])), default=0.0)
+        self._found.recovered(pause, within=5.0 * self._bench.margin)
 
-    def deploy(self, version: str) -> None:
-        """Replace all of them: a new one is ready before an old one ends, in order or not."""
-        for number, member in enumerate(self._fleet):
-            self._fleet[number] = self._start(version)
-            self._fleet[number].ready()
-            if self._bench.chance.random() < 0.3:
-                member.kill()
-                self.kills += 1
-            else:
-                member.send(signal.SIGTERM)
-                self._found.expect(member.wait() == 0, f"{member.name} did not end well")
-            self._found.injected += 1
-            self._more_begin(self._between)
-            self._nothing_claimed_by_old()
+    def _old_on_newer_tables(self, url: str) -> None:
+        """What the old version's `workers stats` says of them; it works there all the same, as is seen."""
+        process = self._this.python("-m", "workers", "stats", database_url=url)
+        _, said = process.communicate(timeout=_PATIENCE)
+        newer = f"this database is at version {int(self._following.migration[:4])}"
+        self._found.expect(
+            process.returncode == 1 and newer in said and "upgrade workers-pg" in said,
+            f"the old version's `workers stats` on newer tables: {process.returncode}, {said}",
+        )
 
-    def _more_begin(self, count: int) -> None:
-        so_far = len(self._history.events("start"))
-        self._history.wait_for("start", count=so_far + count, seconds=_PATIENCE)
+    def _side_by_side(
+        self,
+        conn: psycopg.Connection[Any],
+        url: str,
+        rollout: Rollout,
+        old: Version,
+        new: Version,
+    ) -> None:
+        """Only old workers, then some of both, then only new ones; producers of both all the time."""
+        query = "SELECT count(*) FROM background_jobs WHERE origin = 'next'"
+        eventually(lambda: conn.execute(query).fetchone() != (0,))
+        with rollout.untouched():
+            pass
+        ((counted,),) = conn.execute("SELECT last_value FROM workers_completions").fetchall()
+        self._found.expect(counted > 1, "the old workers call another function than the new one")
+        with self._further_migrations(url):
+            for number in range(self._bench.pick(full=8, quick=4, tiny=0)):
+                rollout.deploy(old if number % 2 else new)
+                rollout.nothing_claimed_by(old)
+            rollout.deploy(new)
+            rollout.nothing_claimed_by(old)
 
-    def _nothing_claimed_by_old(self) -> None:
-        rows = self._conn.execute(
-            "SELECT job.id, session.name FROM background_jobs AS job"
-            " JOIN worker_sessions AS session ON session.id = session_id"
-            f" WHERE {_ONLY_NEW} AND session.name = ANY(%s)",
-            [list(self.old)],
-        ).fetchall()
-        self._found.expect(not rows, f"claimed by old processes: {rows[:10]}")
-
-    def end(self) -> None:
-        """All of them, in order."""
-        for member in self._fleet:
-            member.send(signal.SIGTERM)
-            self._found.expect(member.wait() == 0, f"{member.name} did not end well")
-
-
-@contextlib.contextmanager
-def _applications(url: str) -> Iterator[dict[int | None, str]]:
-    """Both versions enqueue until the end of the block; which one enqueued what, transactional jobs apart."""
-    ids: dict[int | None, str] = {}
-
-    def old(conn: psycopg.Connection[Any]) -> dict[int | None, str]:
-        brief = Brief.enqueue_batch(conn, _some(Brief))
-        effects = Effect.enqueue_batch(conn, _some(Effect))
-        return dict.fromkeys(brief, _OLD) | dict.fromkeys(effects, _TRANSACTIONAL)
-
-    def new(conn: psycopg.Connection[Any]) -> dict[int | None, str]:
-        found = Later.enqueue_batch(conn, _some(Later), priority=5)
-        found += Elsewhere.enqueue_batch(conn, _some(Elsewhere))
-        found += Brief.enqueue_batch(conn, _some(Brief), queue="new")
-        found += [job for (job,) in conn.execute(_BARE)]
-        return dict.fromkeys(found, _NEW)
-
-    def work(stop: threading.Event, enqueue: Any, which: str) -> None:
-        query = f"SELECT count(*) FROM background_jobs WHERE {which}"
-        with psycopg.connect(url, autocommit=True) as conn:
-            while not stop.wait(_PAUSE):
-                (waiting,) = conn.execute(query).fetchone() or (0,)
-                if waiting < _BACKLOG:
-                    with conn.transaction():
-                        added = enqueue(conn)
-                    ids.update(added)
-
-    with _in_threads(
-        lambda stop: work(stop, old, f"NOT {_ONLY_NEW}"),
-        lambda stop: work(stop, new, _ONLY_NEW),
-    ):
-        yield ids
-
-
-def _some(kind: Any) -> list[Any]:
-    return [kind(key=key) for key in range(_BATCH)]
-
-
-@contextlib.contextmanager
-def _migrations(bench: Bench, found: Found, url: str) -> Iterator[None]:
-    """Migrate until the end of the block: three at once with versions that come, one with the command as it is."""
-    with tempfile.TemporaryDirectory(prefix="faults-migrations-") as name:
-        folder = Path(name)
-        shutil.copytree(Path(str(migrations._folder())), folder, dirs_exist_ok=True)
+    @contextlib.contextmanager
+    def _further_migrations(self, url: str) -> Iterator[None]:
+        """Migrate until the end of the block: three at once with versions that come, one with the commands as they are."""
+        folder = self._bench.folder.with_name(f"{self._bench.folder.name}-migrations")
+        shutil.copytree(self._following.folder / "workers" / "migrations", folder)
+        chance = random.Random(self._bench.chance.random())
         lock = threading.Lock()
 
         def again(stop: threading.Event) -> None:
@@ -200,37 +180,85 @@ def _migrations(bench: Bench, found: Found, url: str) -> Iterator[None]:
                 began = time.monotonic()
                 migrate(url)
                 with lock:
-                    found.recovered(time.monotonic() - began)
-                    found.injected += 1
+                    self._found.recovered(time.monotonic() - began)
+                    self._found.injected += 1
 
         def command(stop: threading.Event) -> None:
-            words = [sys.executable, "-m", "workers", "migrate"]
-            env = os.environ | {"DATABASE_URL": url}
-            while not stop.wait(bench.pick(full=1.0, quick=0.5, tiny=0.2)):
-                done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+            while not stop.wait(self._bench.pick(full=1.0, quick=0.5, tiny=0.5)):
+                install = chance.choice([self._this, self._following])
+                process = install.python("-m", "workers", "migrate", database_url=url)
+                _, errors = process.communicate(timeout=_PATIENCE)
                 with lock:
-                    found.expect(done.returncode == 0, f"`workers migrate`: {done.stderr}")
-                    found.injected += 1
+                    self._found.expect(process.returncode == 0, f"`workers migrate`: {errors}")
+                    self._found.injected += 1
 
-        with (
-            mock.patch.object(migrations, "_folder", return_value=folder),
-            _in_threads(again, again, again, command),
-        ):
-            yield
+        try:
+            with (
+                mock.patch.object(migrations, "_folder", return_value=folder),
+                _in_threads(again, again, again, command),
+            ):
+                yield
+        finally:
+            shutil.rmtree(folder)
+
+    def _judge(
+        self,
+        conn: psycopg.Connection[Any],
+        history: History,
+        bare: list[int],
+        old: Version,
+        kills: int,
+    ) -> None:
+        found = self._found
+        acked = history.events("ok")
+        found.jobs += len(acked) + len(bare)
+        found.judge(history.check(bare), duplicates=kills * 2 * WORKERS)
+        errors = [event.text for event in history.events() if _is_error(event)]
+        found.expect(not errors, f"errors: {errors[:5]}")
+        only_new = {event.job for event in acked if event.text.startswith("newer")} | set(bare)
+        olds = {member.name for member in old.crew.members}
+        touched = [
+            event.job
+            for event in history.events("start")
+            if event.process in olds and event.job in only_new
+        ]
+        found.expect(not touched, f"run by old processes: {touched[:10]}")
+        effects = [event.job for event in acked if event.text == Effect.job_name]
+        effects_once(found, conn, effects)
+        for producer in ("old-producer-1", "new-producer-1"):
+            found.expect(bool(history.events("ok", where=by(producer))), f"nothing by {producer}")
+        found.expect(not left(conn)["dead_jobs"], f"{left(conn)['dead_jobs']} jobs are dead")
+
+
+@contextlib.contextmanager
+def _others(url: str) -> Iterator[list[int]]:
+    """Another program inserts what only the new version works, until the end of the block; the ids."""
+    ids: list[int] = []
+    query = f"SELECT count(*) FROM background_jobs WHERE {ONLY_NEW}"
+
+    def insert(stop: threading.Event) -> None:
+        with psycopg.connect(url, autocommit=True) as conn:
+            while not stop.wait(_BARE_PAUSE):
+                (waiting,) = conn.execute(query).fetchone() or (0,)
+                if waiting < _BARE_STOCK:
+                    ids.extend(job for (job,) in conn.execute(_BARE))
+
+    with _in_threads(insert):
+        yield ids
 
 
 def _next(folder: Path) -> None:
-    """Another migration: one adds a column with an index, the next one drops it."""
+    """Another migration: one adds a column to all tables, to one with an index, the next one drops them."""
+    tables = ("background_jobs", "worker_claims", "worker_sessions", "archived_jobs", "dead_jobs")
     version = max(int(path.name[:4]) for path in folder.glob("[0-9]*.sql")) + 1
-    sql = "ALTER TABLE background_jobs DROP COLUMN extra"
-    if version % 2 == 0:
-        sql = (
-            "ALTER TABLE background_jobs ADD COLUMN extra integer;\n"
-            "CREATE INDEX extra_key ON background_jobs (extra) WHERE extra IS NOT NULL"
-        )
+    if version % 2:
+        steps = [f"ALTER TABLE {table} DROP COLUMN IF EXISTS extra" for table in tables]
+    else:
+        steps = [f"ALTER TABLE {table} ADD COLUMN extra integer" for table in tables]
+        steps += ["CREATE INDEX extra_key ON background_jobs (extra) WHERE extra IS NOT NULL"]
     # whole, or not there: another one may be reading the folder
     draft = folder / "draft"
-    draft.write_text(sql)
+    draft.write_text(";\n".join(steps))
     draft.rename(folder / f"{version:04}_extra.sql")
 
 
@@ -258,30 +286,8 @@ def _in_threads(*functions: Callable[[threading.Event], None]) -> Iterator[None]
         raise errors[0]
 
 
-def _judge(
-    found: Found,
-    conn: psycopg.Connection[Any],
-    history: History,
-    ids: dict[int | None, str],
-    rollout: _Rollout,
-) -> None:
-    events = history.events()
-    found.jobs = len(ids)
-    found.judge(history.check(ids), duplicates=rollout.kills * 2 * _WORKERS)
-    errors = [event.text for event in events if _is_error(event)]
-    found.expect(not errors, f"errors: {errors[:5]}")
-    touched = [
-        event.job
-        for event in events
-        if event.what == "start" and event.process in rollout.old and ids.get(event.job) == _NEW
-    ]
-    found.expect(not touched, f"run by old processes: {touched[:10]}")
-    effects_once(found, conn, [job for job, what in ids.items() if what == _TRANSACTIONAL])
-    found.expect(not left(conn)["dead_jobs"], f"{left(conn)['dead_jobs']} jobs are dead")
-
-
 def _is_error(event: Event) -> bool:
-    """A job that failed, or anything at level ERROR or above in the log."""
-    return event.what == "broken" or (
+    """A job that failed, a statement of a producer that did, or anything at level ERROR or above in the log."""
+    return event.what in ("broken", "fail") or (
         event.what == "log" and event.text.startswith(("ERROR", "CRITICAL"))
     )
