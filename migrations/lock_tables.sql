@@ -5,8 +5,13 @@
 -- to be had soon is not waited for: all that was taken is given up, so that those who wait for it can go on, and tried again, with
 -- twice the patience, until lock_timeout is over. It begins far below deadlock_timeout, and grows for the sake of transactional
 -- jobs, which keep background_jobs while they run: one or the other would always be at work. Nothing else is kept for long.
+--
+-- (From `pinned` on nothing is found that stands in the schema: see roles.sql.)
 DO $$
 DECLARE
+    path     text := current_setting('search_path');
+    schema   text := current_schema();
+    pinned   text := set_config('search_path', 'pg_catalog, pg_temp', true);
     tables   text[] := '{worker_sessions, background_jobs, worker_claims, dead_jobs, archived_jobs}';
     given    text := current_setting('lock_timeout');
     allowed  double precision := (SELECT nullif(setting, '0')::float8 FROM pg_settings WHERE name = 'lock_timeout');
@@ -20,7 +25,7 @@ BEGIN
             FOR item IN
                 SELECT format('LOCK TABLE %I.%I IN ACCESS EXCLUSIVE MODE', schemaname, tablename) AS command,
                     array_position(tables, tablename::text) AS number
-                FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY(tables)
+                FROM pg_tables WHERE schemaname = schema AND tablename = ANY(tables)
                 ORDER BY number
             LOOP
                 rest := allowed - 1000 * extract(epoch FROM clock_timestamp() - began);
@@ -29,6 +34,7 @@ BEGIN
                 EXECUTE item.command;
             END LOOP;
             PERFORM set_config('lock_timeout', given, true);
+            PERFORM set_config('search_path', path, true);
             RETURN;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
             IF allowed <= 1000 * extract(epoch FROM clock_timestamp() - began) + 1 THEN

@@ -2,10 +2,15 @@
 -- to be repeated after each one. It works on the current schema. Another prefix than `workers`:
 --   SELECT set_config('workers.role_prefix', 'shop', false)
 -- What each role may do is told in docs/security.md; tests/storage/test_postgres_roles_rights.py compares it with the catalog.
+--
+-- From `pinned` on nothing is found that stands in the schema. A member of the migrator may put functions there that fit a
+-- call better than PostgreSQL's own, format(text, text) say, and who repeats this may be a superuser.
 DO $$
 DECLARE
-    prefix    text := coalesce(nullif(current_setting('workers.role_prefix', true), ''), 'workers');
+    path      text := current_setting('search_path');
     schema    text := current_schema();
+    pinned    text := set_config('search_path', 'pg_catalog, pg_temp', true);
+    prefix    text := coalesce(nullif(current_setting('workers.role_prefix', true), ''), 'workers');
     producer  text := prefix || '_enqueue';
     worker    text := prefix || '_worker';
     reader    text := prefix || '_readonly';
@@ -15,8 +20,8 @@ DECLARE
     for_producers text[] := '{workers_channel, workers_notify, workers_run_at, workers_enqueue, workers_enqueue_deduplicated}';
     for_workers   text[] := '{workers_lock_class, workers_dedup_key, workers_complete}';
     for_nobody    text[] := '{workers_check_jobs}';
-    place         regnamespace := quote_ident(current_schema())::regnamespace;
-    other         text := (SELECT min(tableowner) FROM pg_tables WHERE schemaname = current_schema()
+    place         regnamespace := quote_ident(schema)::regnamespace;
+    other         text := (SELECT min(tableowner) FROM pg_tables WHERE schemaname = schema
         AND tablename = ANY(tables) AND tableowner <> migrator AND right(tableowner, 9) = '_migrator');
     item          record;
 BEGIN
@@ -67,16 +72,21 @@ BEGIN
     END LOOP;
 
     -- Producers: the columns that are theirs, and the numbers that id and position are drawn from. No SELECT of anything.
-    EXECUTE format('GRANT INSERT (job_type, data, priority, queue, run_at) ON background_jobs TO %I', producer);
-    EXECUTE format('GRANT USAGE ON SEQUENCE background_jobs_id_seq, background_jobs_position_seq TO %I', producer);
+    EXECUTE format(
+        'GRANT INSERT (job_type, data, priority, queue, run_at) ON %I.background_jobs TO %I', schema, producer);
+    EXECUTE format(
+        'GRANT USAGE ON SEQUENCE %1$I.background_jobs_id_seq, %1$I.background_jobs_position_seq TO %2$I', schema, producer);
 
     -- Runners: rows, never tables. They add to the archive, and take nothing out.
     EXECUTE format(
-        'GRANT SELECT, INSERT, UPDATE, DELETE ON background_jobs, worker_sessions, worker_claims, dead_jobs TO %I', worker);
-    EXECUTE format('GRANT SELECT, INSERT, UPDATE ON archived_jobs TO %I', worker);
-    EXECUTE format('GRANT SELECT ON workers_migrations TO %I', worker);
+        'GRANT SELECT, INSERT, UPDATE, DELETE
+            ON %1$I.background_jobs, %1$I.worker_sessions, %1$I.worker_claims, %1$I.dead_jobs TO %2$I', schema, worker);
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE ON %I.archived_jobs TO %I', schema, worker);
+    EXECUTE format('GRANT SELECT ON %I.workers_migrations TO %I', schema, worker);
     EXECUTE format(
-        'GRANT USAGE ON SEQUENCE background_jobs_id_seq, background_jobs_position_seq, worker_sessions_id_seq TO %I', worker);
+        'GRANT USAGE ON SEQUENCE
+            %1$I.background_jobs_id_seq, %1$I.background_jobs_position_seq, %1$I.worker_sessions_id_seq TO %2$I',
+        schema, worker);
 
     FOR item IN
         SELECT format('GRANT EXECUTE ON FUNCTION %s TO %I', string_agg(oid::regprocedure::text, ', '), grantee) AS command
@@ -88,6 +98,10 @@ BEGIN
     END LOOP;
 
     -- Dashboards and people.
-    EXECUTE format('GRANT SELECT ON %s TO %I', array_to_string(tables, ', '), reader);
+    FOR item IN SELECT unnest(tables) AS name LOOP
+        EXECUTE format('GRANT SELECT ON %I.%I TO %I', schema, item.name, reader);
+    END LOOP;
+
+    PERFORM set_config('search_path', path, true);
 END
 $$;

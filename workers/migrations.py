@@ -39,7 +39,9 @@ Steps = Generator[tuple[LiteralString | bytes, tuple[object, ...] | None], list[
 # REPEATABLE READ would take its snapshot before the lock is ours, and not see what the last holder did.
 READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"
 SCHEMA_OID = "SELECT oid::int FROM pg_namespace WHERE nspname = current_schema()"
-LOCK = "SELECT pg_advisory_xact_lock(hashtext('workers.migrate'), %s)"
+# Types and schemas of functions are told, here and below, where one in the current schema could fit better, which somebody
+# put there to have it run by whoever migrates.
+LOCK = "SELECT pg_advisory_xact_lock(hashtext('workers.migrate'), %s::int)"
 # Asked for instead of CREATE TABLE IF NOT EXISTS, which tells every caller a NOTICE.
 TABLE_EXISTS = """\
 SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'workers_migrations'"""
@@ -57,7 +59,7 @@ FROM pg_tables
 WHERE schemaname = current_schema() AND tablename = 'workers_migrations'
     AND tableowner <> current_user AND pg_has_role(tableowner, 'MEMBER')"""
 # "$user" on it would be another schema for another role.
-PIN_SCHEMA = "SELECT set_config('search_path', quote_ident(current_schema()), true)"
+PIN_SCHEMA = "SELECT set_config('search_path', pg_catalog.quote_ident(current_schema()), true)"
 SET_ROLE = "SELECT set_config('role', %s, true)"
 SET_SEARCH_PATH = "SELECT set_config('search_path', %s, true)"
 # Whoever waits for a table keeps all others from it who come after: jobs that are claimed, and enqueued.

@@ -18,6 +18,7 @@ from .migrations import (
     LOCK,
     LOCK_TABLES,
     SCHEMA_OID,
+    SET_SEARCH_PATH,
     TABLE_EXISTS,
     Steps,
     Target,
@@ -33,6 +34,9 @@ _LONGEST = 54
 _ROLES = ("enqueue", "worker", "readonly", "migrator")
 
 _SET_PREFIX = "SELECT set_config('workers.role_prefix', %s, true)"
+_PLACE = "SELECT current_schema(), current_setting('search_path')"
+#: Nothing is found any more that the migrator put into the schema: who asks may be a superuser. (roles.sql does the same.)
+_NOTHING_ELSE = "pg_catalog, pg_temp"
 #: The user, its power over roles, the roles that are missing, and whether it has, or can give itself, the migrator.
 _USER = """
 SELECT
@@ -47,7 +51,7 @@ WHERE own.rolname = current_user"""
 #: The migrator of another prefix, to whom the tables belong.
 _OTHER_MIGRATOR = """
 SELECT tableowner FROM pg_tables
-WHERE schemaname = current_schema()
+WHERE schemaname = %s
     AND tablename IN ('background_jobs', 'worker_sessions', 'worker_claims', 'dead_jobs', 'archived_jobs',
         'workers_migrations')
     AND tableowner <> %s AND right(tableowner, 9) = '_migrator'
@@ -55,21 +59,21 @@ ORDER BY tableowner LIMIT 1"""
 #: Whether the tables change hands.
 _HANDED_OVER = """
 SELECT 1 FROM pg_tables
-WHERE schemaname = current_schema() AND tablename = 'background_jobs' AND tableowner <> %s"""
+WHERE schemaname = %s AND tablename = 'background_jobs' AND tableowner <> %s"""
 #: Owners whose rights the user has not, and the table that shows it.
 _OWNERS = """
 SELECT DISTINCT ON (owner.rolname) owner.rolname, owned.name
 FROM (
     SELECT relowner AS owner, relname AS name FROM pg_class
-    WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r'
+    WHERE relnamespace = %s::oid AND relkind = 'r'
         AND relname IN ('background_jobs', 'worker_sessions', 'worker_claims', 'dead_jobs', 'archived_jobs',
             'workers_migrations')
     UNION ALL
     SELECT proowner, proname FROM pg_proc
-    WHERE pronamespace = quote_ident(current_schema())::regnamespace AND starts_with(proname, 'workers_')
+    WHERE pronamespace = %s::oid AND starts_with(proname, 'workers_')
     UNION ALL
     SELECT typowner, typname FROM pg_type
-    WHERE typnamespace = quote_ident(current_schema())::regnamespace AND typname = 'workers_payload'
+    WHERE typnamespace = %s::oid AND typname = 'workers_payload'
 ) AS owned
 JOIN pg_roles AS owner ON owner.oid = owned.owner
 WHERE NOT pg_has_role(current_user, owned.owner, 'USAGE')
@@ -84,7 +88,7 @@ SELECT
         WHERE rolname = ANY(%s::text[]) AND has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'USAGE')
             AND (rolname <> %s OR has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'CREATE'))
     )
-FROM pg_namespace WHERE nspname = current_schema()"""
+FROM pg_namespace WHERE oid = %s::oid"""
 
 
 @overload
@@ -124,30 +128,40 @@ def role_names(prefix: str) -> list[str]:
 
 
 def _apply(prefix: str, names: list[str], own_transaction: bool) -> Steps[list[str]]:
-    migrator = names[-1]
-    for schema in (yield SCHEMA_OID, None):
-        yield LOCK, schema
-    found = yield _SCHEMA, (names, migrator)
-    if not found or not (yield TABLE_EXISTS, None):
+    schema = yield SCHEMA_OID, None
+    if schema:
+        yield LOCK, schema[0]
+    if not schema or not (yield TABLE_EXISTS, None):
         raise MigrationError("there are no tables to grant anything on: run `workers migrate`")
-    if other := (yield _OTHER_MIGRATOR, (migrator,)):
+    ((name, search_path),) = yield _PLACE, None
+    yield SET_SEARCH_PATH, (_NOTHING_ELSE,)
+    yield from _look(prefix, names, name, *schema[0])
+    handed_over = yield _HANDED_OVER, (name, names[-1])
+    yield SET_SEARCH_PATH, (search_path,)
+    if own_transaction:
+        yield BE_BRIEF, None
+    if handed_over:
+        yield migration_file(LOCK_TABLES), None
+    yield _SET_PREFIX, (prefix,)
+    yield migration_file("roles.sql"), None
+    return names
+
+
+def _look(prefix: str, names: list[str], schema: str, oid: int) -> Steps[None]:
+    """Raise MigrationError where something is in the way."""
+    migrator = names[-1]
+    found = yield _SCHEMA, (names, migrator, oid)
+    if other := (yield _OTHER_MIGRATOR, (schema, migrator)):
         raise MigrationError(_one_prefix(other[0][0], prefix))
     _check_schema(names, *found[0])
     _check_user(names, *(yield _USER, (names, migrator))[0])
-    owners = yield _OWNERS, None
+    owners = yield _OWNERS, (oid, oid, oid)
     if owners:
         owner, owned = owners[0]
         raise MigrationError(
             f"{owned} belongs to {owner}, and only its owner can grant rights on it: "
             f"run `workers migrate --roles` as {owner}, as a member of it, or as a superuser"
         )
-    if own_transaction:
-        yield BE_BRIEF, None
-    if (yield _HANDED_OVER, (migrator,)):
-        yield migration_file(LOCK_TABLES), None
-    yield _SET_PREFIX, (prefix,)
-    yield migration_file("roles.sql"), None
-    return names
 
 
 def _one_prefix(owner: str, prefix: str) -> str:

@@ -1,4 +1,6 @@
-"""The functions that run as their owner: they check all by themselves, and nothing of the caller's is run in them."""
+"""The functions that run as their owner: they check all by themselves, and nothing of the caller's is run in them.
+
+Nor is what the migrator puts beside them run by a superuser who migrates."""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from psycopg.errors import CheckViolation
 from psycopg.types.json import Jsonb
 
 from tests.helpers.role_users import Users
-from workers import MigrationError, apply_roles
+from workers import MigrationError, apply_roles, migrate, migrations
+from workers.migrations import Migration
+from workers.roles import roles_sql
 
 BOTH = [
     "SELECT {schema}.workers_enqueue('mail', '{{}}', 'default', delay => '1 minute')",
@@ -46,6 +50,19 @@ CREATE FUNCTION outside(integer, integer) RETURNS boolean LANGUAGE sql AS 'SELEC
 CREATE OPERATOR < (LEFTARG = integer, RIGHTARG = integer, FUNCTION = outside);
 CREATE OPERATOR > (LEFTARG = integer, RIGHTARG = integer, FUNCTION = outside);
 """
+#: What PostgreSQL takes instead of its own where it finds them, as they fit a call without conversions; and their results.
+BETTER = {
+    "array_to_string(text[], text)": "text",
+    "format(text, text)": "text",
+    "format(text, text, text)": "text",
+    "has_schema_privilege(text, oid, text)": "boolean",
+    "has_schema_privilege(text, text, text)": "boolean",
+    "pg_advisory_xact_lock(integer, smallint)": "void",
+    "quote_ident(name)": "text",
+    "right(name, integer)": "text",
+    "starts_with(name, text)": "boolean",
+    "unnest(text[])": "SETOF text",
+}
 
 
 @pytest.fixture
@@ -169,3 +186,29 @@ def test_what_a_producer_may_do_stays_in_its_transaction(
     with producer.transaction(force_rollback=True):
         producer.execute(query, [Jsonb({"number": 1})])
     assert conn.execute("SELECT count(*) FROM background_jobs").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("as_sql", [False, True])
+def test_what_the_migrator_puts_there_is_not_run_by_others(
+    users: Users, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, as_sql: bool
+) -> None:
+    """Who repeats `workers migrate --roles` may be a superuser."""
+    with psycopg.connect(users.urls["migrator"]) as migrator:
+        migrator.execute("CREATE TABLE seen (who text, what text)")
+        for what, result in BETTER.items():
+            given = ", ".join(f"${number + 1}" for number in range(what.count(",") + 1))
+            note = f"INSERT INTO seen VALUES (current_user, '{what}')"
+            same = f"SELECT pg_catalog.{what.partition('(')[0]}({given})"
+            made = f"CREATE FUNCTION {what} RETURNS {result} LANGUAGE sql AS $$ {note}; {same} $$"
+            migrator.execute(made.encode())
+    ((path,),) = conn.execute("SELECT current_setting('search_path')")
+    if as_sql:
+        conn.execute(roles_sql(users.prefix).encode())
+    else:
+        known = [*migrations._load(), Migration(2, "0002_second", b"CREATE TABLE later ()")]
+        monkeypatch.setattr(migrations, "_load", lambda: known)
+        with conn.transaction():
+            assert migrate(conn) == ["0002_second"]
+            apply_roles(conn, users.prefix)
+            assert conn.execute("SELECT current_setting('search_path')").fetchone() == (path,)
+    assert conn.execute("SELECT * FROM seen").fetchall() == []
