@@ -102,6 +102,11 @@ BEGIN
         EXECUTE format('GRANT SELECT ON %I.%I TO %I', schema, item.name, reader);
     END LOOP;
 
+    -- To put payloads in takes no right on their type; to make a table with such a column does, a temporary one too, and that
+    -- would be in the way of a migration. Not for producers, nor for those who only know the schema.
+    EXECUTE format('REVOKE USAGE ON TYPE %I.workers_payload FROM PUBLIC', schema);
+    EXECUTE format('GRANT USAGE ON TYPE %I.workers_payload TO %I, %I', schema, worker, reader);
+
     PERFORM set_config('search_path', path, true);
 END
 $$;

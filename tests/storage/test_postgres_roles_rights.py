@@ -111,6 +111,20 @@ def test_functions(conn: psycopg.Connection, users: Users) -> None:
         assert ask(conn, "has_function_privilege", users.group("migrator"), oid, "EXECUTE")
 
 
+def test_types(conn: psycopg.Connection, users: Users) -> None:
+    """Of their own: PostgreSQL makes one for each table, and one of arrays for each of all."""
+    found = conn.execute(
+        "SELECT typname, oid FROM pg_type WHERE typnamespace = quote_ident(current_schema())::regnamespace"
+        " AND typtype <> 'c' AND typelem = 0"
+    ).fetchall()
+    assert [name for name, _ in found] == ["workers_payload"]
+    for name, oid in found:
+        assert not ask(conn, "has_type_privilege", "public", oid, "USAGE"), name
+        for role in ROLES:
+            allowed = ask(conn, "has_type_privilege", users.group(role), oid, "USAGE")
+            assert allowed == (role != "enqueue"), (role, name)
+
+
 def test_schema_and_roles(conn: psycopg.Connection, users: Users) -> None:
     ((schema,),) = conn.execute("SELECT current_schema()")
     for role in ROLES:
