@@ -11,6 +11,7 @@ import pytest
 from anyio import to_thread
 
 from tests.helpers.proxy import Proxy, proxy_to
+from tests.helpers.runners import eventually
 from tests.storage.engines import LEASE, PostgresEngine
 from workers.errors import StorageUnavailableError
 from workers.storage.postgres import listener, session, strays
@@ -96,6 +97,21 @@ async def test_a_half_open_control_link_is_given_up(far: PostgresEngine, proxy: 
     proxy.thaw()
     assert runner.control.recover(LEASE)
     assert runner.maintain().alive
+
+
+async def test_one_whose_link_may_be_half_open_is_looked_at_closely(
+    postgres: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 19: before its lock is free, and not for ever, as that of a stopped process is not."""
+    runner, other = postgres.runner(), postgres.runner()
+    assert not other.maintain().silent
+    monkeypatch.setattr(session, "USER_TIMEOUT", SHORT)
+    await to_thread.run_sync(eventually, lambda: other.maintain().silent)
+    runner.maintain()
+    assert not other.maintain().silent
+    # as if what it said last was said too long ago
+    monkeypatch.setattr(session, "USER_TIMEOUT", -2.0)
+    assert not other.maintain().silent
 
 
 async def test_a_look_for_strays_is_bounded_whatever_there_is(postgres: PostgresEngine) -> None:

@@ -220,7 +220,7 @@ class SessionKeeper:
             return self._tick_every
         for future in waiting:
             future.set_result(result)
-        pause = min(SUSPICION, self._tick_every) if result.silent else self._tick_every
+        pause = min(SUSPICION / 3, self._tick_every) if result.silent else self._tick_every
         return 0.0 if result.more else pause
 
     def _now_and_then(self) -> None:

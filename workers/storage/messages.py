@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: A session is dead when its lock was found free twice, so many seconds apart: enough for a healthy runner to take it again
-#: on a new connection, and with the second between two looks and the 6 of a half-open link it makes less than 8.
+#: on a new connection. While somebody may be dead soon, or is suspected, there are three looks in that time.
 SUSPICION = 0.75
 
 
@@ -139,8 +139,9 @@ class MaintenanceRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     """What the housekeeping found. `alive`: this session still is. `wakes`: what became available. `suspects`: queues of
     this runner in which jobs that crashed a process wait. `rescue`: some session is dead and still has claims. `silent`: the
-    lock of one is free; whether it is dead shows `SUSPICION` seconds after that was first seen. `more`: as many jobs became
-    available as may in one round, so that there may be others. `probed`: the probe was sent.
+    lock of one is free, or may be soon, as nothing was heard of it for a while; whether it is dead shows `SUSPICION` seconds
+    after that was first seen. `more`: as many jobs became available as may in one round, so that there may be others.
+    `probed`: the probe was sent.
 
     For warnings, now and then, as (job type, queue): `stray` are known types that wait in queues this runner does not work,
     `unknown` are types it does not know that have waited for 10 s, in its queues, in those of nobody, or in none ("").

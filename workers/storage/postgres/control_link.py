@@ -19,22 +19,26 @@ from ...errors import StorageUnavailableError
 from .checkout import PLANNER, STATEMENT_SECONDS, settings
 from .links import Link
 
-__all__ = ["ControlLink"]
+__all__ = ["USER_TIMEOUT", "ControlLink"]
+
+#: Seconds after which the server is to give up a link whose other end is silent (rule 18). It looks at an idle one with each
+#: probe, once a second; what was sent it repeats first; and long timers of the kernel are late. So the lock is free within
+#: 6.25 s of the last sign of life, and within 6.4 s where a reply, or its receipt, was on its way.
+USER_TIMEOUT = 5.6
 
 _STATEMENT_SETTINGS = {
     "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
     "lock_timeout": "2s",
 } | PLANNER
 #: The lock is held by the server's end of the connection, so the server's end must notice a peer that is gone.
-#: Keepalives alone took 22 s to free it. tcp_user_timeout counts from the first repetition of what was sent, or is looked at
-#: with each probe, and long timers of the kernel are late: so set, it takes 6 s at most. (No effect on a unix socket.)
+#: Keepalives alone took 22 s to free it. (No effect on a unix socket.)
 _SETTINGS = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "transaction_timeout": "0",
-    "tcp_user_timeout": "5600ms",
+    "tcp_user_timeout": f"{USER_TIMEOUT * 1000:.0f}ms",
     "tcp_keepalives_idle": "1s",
     "tcp_keepalives_interval": "1s",
     "tcp_keepalives_count": "3",

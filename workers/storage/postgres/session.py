@@ -15,7 +15,7 @@ from ...log_aside import aside as logger
 from ..base import SUSPICION, DeadSession, Guard, Maintenance, MaintenanceRequest, Settled, Wake
 from .apart import LAST_PASS_SECONDS, PASS_SECONDS, Apart
 from .checkout import translated
-from .control_link import ControlLink
+from .control_link import USER_TIMEOUT, ControlLink
 from .hushing import HUSHED, HUSHED_SECONDS, notifying
 from .literals import number_array
 from .settling import settled
@@ -121,6 +121,7 @@ class PostgresControl:
                 started=self._started,
                 lease=request.lease,
                 suspicion=SUSPICION,
+                user_timeout=USER_TIMEOUT,
                 renew=request.renew,
                 judge_locks=now >= self._judge_locks_at,
                 judge_leases=now >= self._judge_leases_at,
@@ -139,7 +140,7 @@ class PostgresControl:
         return Maintenance(
             alive="alive" in kinds,
             rescue="rescue" in kinds,
-            silent="silent" in kinds,
+            silent="silent" in kinds and now >= self._judge_locks_at,
             probed="probed" in kinds,
             more="more" in kinds,
             wakes=[

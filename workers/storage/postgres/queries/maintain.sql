@@ -7,6 +7,8 @@
 -- judged    the other sessions. A free lock is not a death: restarts and terminated backends free the locks of healthy
 --           runners, which take them again within a second. Dead means: found free twice, `suspicion` apart, with the server
 --           up for 5 s; or the lease has run out. The caller says which of the two it may judge by.
+-- quiet     whether the link of another session may be half open: its lock is held, and its connection has said nothing for half
+--           of the time after which the server gives it up, and not for much longer, as a stopped process does.
 -- staged    scheduled and retryable rows that are due become available, in the order of their times: 10,000 of them, which
 --           takes a fraction of a second, as the lease is not renewed meanwhile. The caller comes again for more.
 -- homed     rows inserted without a queue get the one that their job type declares.
@@ -23,7 +25,7 @@ WITH renewed AS (
         AND alive AND %(renew)s AND lease_until < now() + %(lease)s * interval '0.67 second'
     RETURNING id
 ), held AS MATERIALIZED (
-    SELECT objid::bigint AS id
+    SELECT objid::bigint AS id, pid
     FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = workers_lock_class()::oid
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -62,6 +64,11 @@ WITH renewed AS (
     FROM sentenced
     WHERE other.id = sentenced.id
     RETURNING other.alive
+), quiet AS MATERIALIZED (
+    SELECT judged.id
+    FROM judged JOIN held USING (id) JOIN pg_stat_activity AS activity USING (pid)
+    WHERE activity.state = 'idle' AND activity.state_change BETWEEN
+        now() - (%(user_timeout)s + 2) * interval '1 second' AND now() - %(user_timeout)s / 2 * interval '1 second'
 ), due AS MATERIALIZED (
     SELECT id, nextval('background_jobs_position_seq') AS position
     FROM (
@@ -131,7 +138,7 @@ SELECT 'rescue', NULL, NULL, NULL
 WHERE EXISTS (SELECT FROM worker_sessions WHERE NOT alive) OR EXISTS (SELECT FROM marked WHERE NOT alive)
 UNION ALL
 SELECT 'silent', NULL, NULL, NULL
-WHERE EXISTS (SELECT FROM judged WHERE free AND verdict IS NULL)
+WHERE EXISTS (SELECT FROM judged WHERE free AND verdict IS NULL) OR EXISTS (SELECT FROM quiet)
 UNION ALL
 SELECT 'more', NULL, NULL, NULL
 WHERE 10000 IN ((SELECT count(*) FROM due), (SELECT count(*) FROM homeless))
