@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.helpers.history import PATIENCE
 from tests.helpers.own_server import SYSTEM_USER, OwnServer
 
-__all__ = ["NoPoolerError", "pooler"]
+__all__ = ["NoPoolerError", "pooler", "pooler_version"]
 
 _SETTINGS = """
 [databases]
@@ -40,12 +40,23 @@ class NoPoolerError(Exception):
     """There is no PgBouncer here; the message says which package has it."""
 
 
-@contextlib.contextmanager
-def pooler(server: OwnServer, *, mode: str = "transaction", size: int = 5) -> Iterator[str]:
-    """The DSN of a PgBouncer in front of `server`, with `size` connections to it. Raises NoPoolerError."""
+def pooler_version() -> str:
+    """The first line of what it says of itself. Raises NoPoolerError."""
+    done = subprocess.run([_program(), "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.partition("\n")[0]
+
+
+def _program() -> str:
     search_path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
     if (program := shutil.which("pgbouncer", path=search_path)) is None:
         raise NoPoolerError("there is no pgbouncer: apt-get install pgbouncer")
+    return program
+
+
+@contextlib.contextmanager
+def pooler(server: OwnServer, *, mode: str = "transaction", size: int = 5) -> Iterator[str]:
+    """The DSN of a PgBouncer in front of `server`, with `size` connections to it. Raises NoPoolerError."""
+    program = _program()
     folder = Path(tempfile.mkdtemp(prefix="workers-pooler-"))
     user = None
     if os.geteuid() == 0:  # it refuses to run as root
