@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -16,7 +13,7 @@ from psycopg import sql
 from tests.faults.harness import Bench, Found, row
 from tests.faults.judging import Kills, effects_once, started_again, swept_away
 from tests.faults.rows.deduplication import last_starts
-from tests.helpers.fault_jobs import EFFECTS, Brief, Effect, EffectInThread, Unique
+from tests.helpers.fault_jobs import EFFECTS
 from tests.helpers.history import Event, History, saying
 from tests.helpers.processes import Crew
 from tests.helpers.role_users import dropped_roles, login, user_url
@@ -24,6 +21,8 @@ from tests.helpers.runners import eventually, left
 from tests.helpers.server import connection_url
 
 _TYPES, _WORKERS, _PRODUCERS = "brief,effect,effect_in_thread,unique", 10, 4
+#: Of all jobs, so that deduplicated ones meet others like them.
+_KEYS = 200
 _PATIENCE = 120.0
 #: As in row 1.
 _WITHIN = 3.0
@@ -67,7 +66,7 @@ def serializable(bench: Bench) -> Found:
             default = conn.execute(f"SHOW {_SETTING}".encode()).fetchone()
             found.expect(default == ("serializable",), f"the default is {default}")
             conn.execute(f"{EFFECTS}; {_WATCH}".encode())
-            _once(bench, found, (url, conn, history, workers), jobs, kills)
+            _once(bench, found, (conn, history, workers), jobs, kills)
     return found
 
 
@@ -90,103 +89,58 @@ def _by_options(bench: Bench, url: str) -> Iterator[str]:
 def _once(
     bench: Bench,
     found: Found,
-    stage: tuple[str, psycopg.Connection[Any], History, Crew],
+    stage: tuple[psycopg.Connection[Any], History, Crew],
     jobs: int,
     kills: int,
 ) -> None:
-    url, conn, history, workers = stage
+    conn, history, workers = stage
     members = [workers.start(_TYPES, workers=_WORKERS) for _ in range(4)]
     for member in members:
         member.ready()
     killed = Kills()
-    with ThreadPoolExecutor(_PRODUCERS) as pool:
-        producers = [_Producer(bench.chance.random()) for _ in range(_PRODUCERS)]
-        asking = [pool.submit(each.work, url, jobs // _PRODUCERS) for each in producers]
-        for number in range(1, kills + 1):
-            # all the way through; a fifth are not enqueued or superseded, and start nothing
-            some = number * jobs * 3 // (4 * (kills + 1))
-            history.wait_for("start", count=some, seconds=_PATIENCE)
-            victim = members.pop(bench.chance.randrange(len(members)))
-            killed.kill(victim, conn, history)
-            members.append(workers.start(_TYPES, workers=_WORKERS))
-        for future in asking:
-            future.result()
+    options = {"plan": "serializable", "turns": jobs // _PRODUCERS // 10, "keys": _KEYS}
+    producers = [workers.start_producer(_TYPES, **options) for _ in range(_PRODUCERS)]
+    for number in range(1, kills + 1):
+        # all the way through; a fifth are not enqueued or superseded, and start nothing
+        some = number * jobs * 3 // (4 * (kills + 1))
+        history.wait_for("start", count=some, seconds=_PATIENCE)
+        victim = members.pop(bench.chance.randrange(len(members)))
+        killed.kill(victim, conn, history)
+        members.append(workers.start(_TYPES, workers=_WORKERS))
+    for producer in producers:
+        found.expect(producer.wait(_PATIENCE) == 0, f"{producer.name} did not end well")
     eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
     for member in members:
         member.ready()
         member.send(signal.SIGTERM)
         found.expect(member.wait() == 0, f"{member.name} did not end well")
 
-    ids = {job: kind for each in producers for job, kind in each.ids.items()}
-    events = history.events()
-    gave_way = _gave_way(events, producers)
+    events, acked = history.events(), history.events("ok")
+    gave_way = _gave_way(events, acked)
     # a job's own transaction is serializable: one that ran, and could not be committed, runs again
     undone = history.events("log", where=saying("could not serialize access"))
-    found.judge(
-        history.check(ids, explained=gave_way), duplicates=kills * 2 * _WORKERS + len(undone)
-    )
+    found.judge(history.check(explained=gave_way), duplicates=kills * 2 * _WORKERS + len(undone))
     started_again(found, events, killed, within=_WITHIN * bench.margin)
-    own = (Effect, EffectInThread)
-    effects_once(found, conn, [job for job, kind in ids.items() if kind in own])
+    effects_once(found, conn, [event.job for event in acked if event.text.startswith("effect")])
     stricter = conn.execute(
         "SELECT isolation, left(query, 200), count(*) FROM stricter GROUP BY 1, 2"
     ).fetchall()
     found.expect(not stricter, f"not READ COMMITTED: {stricter[:5]}")
-    repeated = sum(each.repeated for each in producers)
+    repeated = len(history.events("fail"))
     found.expect(repeated > 0, "no enqueue was ever refused with 40001")
     found.injected += kills + repeated
-    found.jobs += len(ids)
+    found.jobs += len(acked)
     swept_away(found, conn, workers, _TYPES)
 
 
-def _gave_way(events: list[Event], producers: list[_Producer]) -> set[int]:
+def _gave_way(events: list[Event], acked: list[Event]) -> set[int]:
     """The deduplicated jobs after whose last sign of life an identical one ran. (Who removed them may have been killed
     before it could say so; and when somebody says so, that identical one may have run already.)"""
     last = last_starts(events)
-    seen = {job: asked for each in producers for job, (_, asked) in each.unique.items()}
+    told = [event for event in acked if event.text.startswith("unique")]
+    keys = {event.job: event.text.split()[1] for event in told}
+    seen = {event.job: event.since for event in told}
     for event in events:
-        if event.job in seen and event.what != "superseded":
+        if event.job in seen and event.what in ("start", "end", "broken"):
             seen[event.job] = max(seen[event.job], event.at)
-    keys = {job: key for each in producers for job, (key, _) in each.unique.items()}
-    return {job for job, at in seen.items() if last[str(keys[job])] > at}
-
-
-class _Producer:
-    """Enqueues in serializable transactions that read what the others write, and repeats what is refused."""
-
-    def __init__(self, seed: float) -> None:
-        self._chance = random.Random(seed)
-        self.ids: dict[int, type] = {}
-        #: Of deduplicated ones: key, and when it was asked for.
-        self.unique: dict[int, tuple[int, float]] = {}
-        self.repeated = 0
-
-    def work(self, url: str, jobs: int) -> None:
-        """So many of them, in batches."""
-        with psycopg.connect(url) as conn:
-            for number in range(jobs // 10):
-                keys = [self._chance.randrange(200) for _ in range(10)]
-                kind: Any = (Brief, Effect, EffectInThread, Unique)[number % 4]
-                alone, batch = keys[:1], keys[1:]
-                # two statements with deduplicated jobs could deadlock with those of another transaction
-                parts = [(alone, []), ([], batch)] if kind is Unique else [(alone, batch)]
-                for part in parts:
-                    while not self._enqueued(conn, kind, *part):
-                        self.repeated += 1
-
-    def _enqueued(
-        self, conn: psycopg.Connection[Any], kind: Any, alone: list[int], batch: list[int]
-    ) -> bool:
-        asked = time.monotonic()
-        try:
-            with conn.transaction():
-                conn.execute("SELECT count(*) FROM background_jobs WHERE priority = 7")
-                ids = kind.enqueue_batch(conn, [kind(key=key) for key in batch])
-                ids += [kind(key=key).enqueue(conn) for key in alone]
-        except psycopg.errors.SerializationFailure:
-            return False
-        found = [(job, key) for job, key in zip(ids, batch + alone, strict=True) if job is not None]
-        self.ids |= {job: kind for job, _ in found}
-        if kind is Unique:
-            self.unique |= {job: (key, asked) for job, key in found}
-        return True
+    return {job for job, at in seen.items() if last[keys[job]] > at}
