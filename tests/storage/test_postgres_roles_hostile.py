@@ -147,6 +147,11 @@ NOTICES = (
     "1 0 \x1b[2J\n",
     f"1 0 {'q' * 400}",
 )
+#: Each priority that there is, and thousands of queues.
+FLOODS = (
+    "SELECT workers_notify('default', number::smallint, 0) FROM generate_series(-32768, 32767) AS number",
+    "SELECT workers_notify('q' || number, 0::smallint, 0) FROM generate_series(1, 5000) AS number",
+)
 
 
 class Attack:
@@ -166,6 +171,7 @@ class Attack:
         todo += [(self._die, job_type, name) for job_type in job_types for name in BAD]
         todo += [(self._stay, row) for row in LEFT]
         todo += [(self._say, notice) for notice in NOTICES]
+        todo += [(self._producer.execute, flood) for flood in FLOODS]
         todo += [(self._enqueue, job_type, n) for job_type in TYPES for n in range(30)]
         random.Random(7).shuffle(todo)
         for do, *arguments in todo:
@@ -220,21 +226,3 @@ async def test_what_a_producer_writes_harms_no_other_job(
         assert len(reason) <= READABLE, name
     assert {job.id for job in waiting} <= attack.left.keys()
     assert queues >= {"\x1b[2J\r", *UNKNOWN}
-
-
-async def test_a_producer_that_announces_everything(
-    users: Users, producer: psycopg.Connection, conn: psycopg.Connection
-) -> None:
-    """Each priority that there is, and thousands of queues."""
-    world = World()
-    async with running(users.urls["worker"], Parcel, context=world):
-        for _ in range(3):
-            producer.execute(
-                "SELECT workers_notify('default', number::smallint, 0) FROM generate_series(-32768, 32767) AS number"
-            )
-            producer.execute(
-                "SELECT workers_notify('q' || number, 0::smallint, 0) FROM generate_series(1, 5000) AS number"
-            )
-            Parcel.enqueue_batch(producer, [Parcel(number=number) for number in range(100)])
-        await eventually(conn, "SELECT count(*) FROM background_jobs", [(0,)])
-    assert sorted(world.seen) == sorted([*range(100)] * 3)
