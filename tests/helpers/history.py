@@ -96,18 +96,25 @@ class History:
 
     def acknowledge(self, jobs: Iterable[int | None]) -> None:
         """The test itself has enqueued these. (None: an identical one waits.)"""
-        for job in {job for job in jobs if job is not None}:
-            self.add(Event(what="ok", process="test", job=job))
+        self._tell("ok", jobs)
 
     def check(
-        self, enqueued: Iterable[int | None] = (), explained: Iterable[int | None] = ()
+        self,
+        enqueued: Iterable[int | None] = (),
+        explained: Iterable[int | None] = (),
+        *,
+        unknown: Iterable[int | None] = (),
     ) -> Verdict:
-        """Judge what has come to rest, when it is written down what the test has `enqueued` beside the producers, and which
-        jobs need not have finished."""
+        """Judge what has come to rest, when it is written down what the test has `enqueued` beside the producers, of which
+        jobs it was never told whether they are there (`unknown`), and which need not have finished (`explained`)."""
+        self._tell("unknown", unknown)
         self.acknowledge(set(enqueued) - {event.job for event in self.events("ok", "unknown")})
-        for job in {job for job in explained if job is not None}:
-            self.add(Event(what="explained", process="test", job=job))
+        self._tell("explained", explained)
         return check(self.events())
+
+    def _tell(self, what: Kind, jobs: Iterable[int | None]) -> None:
+        for job in {job for job in jobs if job is not None}:
+            self.add(Event(what=what, process="test", job=job))
 
     def close(self) -> None:
         """Finish the file."""
