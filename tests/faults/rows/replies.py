@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import cycle
 from typing import Any
 
 import psycopg
@@ -23,7 +22,14 @@ from tests.helpers.runners import eventually, left
 #: Parts of statements.
 _CLAIM, _COMPLETION, _COMMIT = "INTO worker_claims", "workers_complete(", "COMMIT"
 _RETRY = "last_retry = CASE WHEN held.counted"
-_BATCH = 5
+_MOST_JOBS, _MOST_CLAIMED = 10, 40
+#: What is lost of jobs of each kind; None: what their producer is told of its commit.
+_LOST: dict[Any, str] = {
+    None: _COMMIT,
+    Brief: _COMPLETION,
+    Effect: _COMMIT,
+    Flaky: _RETRY,
+}
 #: Seconds until the jobs of a claim run whose reply was lost.
 _WITHIN = 5.0
 
@@ -43,26 +49,23 @@ def lost_commits(bench: Bench) -> Found:
         proxy_to(url) as runners,
     ):
         conn.execute(EFFECTS)
-        twins = _repeated(found, conn, producers, times)
+        twins = _repeated(bench, found, conn, producers, times)
         runner = workers.start("brief,effect,effect_in_thread,flaky,twin", database_url=runners.url)
         runner.ready()
         runner.open()
-        once = [*twins, *_enqueued(found, producers, times)]
-        for _ in range(times):
-            with _losing(runners, _COMPLETION):
-                once += Brief.enqueue_batch(conn, [Brief(key=key) for key in range(_BATCH)])
-        effects: list[int | None] = []
-        for _, kind in zip(range(times), cycle((Effect, EffectInThread)), strict=False):
-            with _losing(runners, _COMMIT):
-                effects.append(kind(key=1).enqueue(conn))
-        flaky: list[int | None] = []
-        for _ in range(times):
-            with _losing(runners, _RETRY):
-                flaky += Flaky.enqueue_batch(conn, [Flaky(key=key) for key in range(_BATCH)])
+        # each of them so often, in any order
+        kinds = [kind for kind in _LOST for _ in range(times)]
+        bench.chance.shuffle(kinds)
+        ids: dict[Any, list[int | None]] = {kind: [] for kind in _LOST}
+        for kind in kinds:
+            if kind is None:
+                ids[kind] += _unconfirmed(bench, found, producers)
+            else:
+                ids[kind] += _unheard(bench, conn, runners, kind)
         _ended(found, conn, history, runner)
-        wanted = dict.fromkeys([*once, *effects], 1) | dict.fromkeys(flaky, 2)
-        _judged(found, history, wanted)
-        effects_once(found, conn, effects)
+        once = [*twins, *ids[None], *ids[Brief], *ids[Effect]]
+        _judged(found, history, dict.fromkeys(once, 1) | dict.fromkeys(ids[Flaky], 2))
+        effects_once(found, conn, ids[Effect])
     return found
 
 
@@ -80,8 +83,8 @@ def lost_claims(bench: Bench) -> Found:
         runner = workers.start("brief", database_url=proxy.url)
         session = runner.ready()
         for _ in range(rounds):
-            for cuts in (1, 3, 0):
-                jobs = [Brief(key=key) for key in range(20)]
+            for cuts in bench.chance.sample((1, 3, 0), 3):
+                jobs = [Brief(key=key) for key in range(bench.chance.randrange(1, _MOST_CLAIMED))]
                 if cuts:
                     with _losing(proxy, _CLAIM, cuts, rows=True):
                         ids = Brief.enqueue_batch(conn, jobs)
@@ -117,26 +120,39 @@ def _losing(proxy: Proxy, text: str, times: int = 1, *, rows: bool = False) -> I
     lost.wait(times)
 
 
-def _enqueued(found: Found, proxy: Proxy, times: int) -> list[int | None]:
-    """The ids of jobs whose producers saw their commit fail, after it had passed."""
-    ids = []
-    for key in range(times):
-        with _losing(proxy, _COMMIT):
-            try:
-                with psycopg.connect(proxy.url) as producer:
-                    ids.append(Brief(key=key).enqueue(producer))
-            except psycopg.OperationalError:
-                continue
-        found.expect(False, "a reply that was to be lost came through")
+def _unheard(
+    bench: Bench, conn: psycopg.Connection[Any], proxy: Proxy, kind: Any
+) -> list[int | None]:
+    """The ids of jobs of which a runner does not hear that their ends, or the first of them, are written."""
+    if kind is Effect:
+        with _losing(proxy, _LOST[kind]):
+            return [bench.chance.choice((Effect, EffectInThread))(key=1).enqueue(conn)]
+    with _losing(proxy, _LOST[kind]):
+        jobs = [kind(key=key) for key in range(bench.chance.randrange(1, _MOST_JOBS + 1))]
+        ids: list[int | None] = kind.enqueue_batch(conn, jobs)
+    return ids
+
+
+def _unconfirmed(bench: Bench, found: Found, proxy: Proxy) -> list[int | None]:
+    """The ids of jobs whose producer saw its commit fail, after it had passed."""
+    jobs = [Brief(key=key) for key in range(bench.chance.randrange(1, _MOST_JOBS + 1))]
+    ids: list[int | None] = []
+    with _losing(proxy, _COMMIT):
+        try:
+            with psycopg.connect(proxy.url) as producer:
+                ids = Brief.enqueue_batch(producer, jobs)
+        except psycopg.OperationalError:
+            return ids
+    found.expect(False, "a reply that was to be lost came through")
     return ids
 
 
 def _repeated(
-    found: Found, conn: psycopg.Connection[Any], proxy: Proxy, times: int
+    bench: Bench, found: Found, conn: psycopg.Connection[Any], proxy: Proxy, times: int
 ) -> list[int | None]:
     """The same with deduplicated jobs, enqueued again after the error while nobody runs them."""
     for key in range(times):
-        autocommit = bool(key % 2)
+        autocommit = bench.chance.random() < 0.5
         with _losing(proxy, "workers_enqueue_deduplicated" if autocommit else _COMMIT):
             try:
                 with psycopg.connect(proxy.url, autocommit=autocommit) as producer:
