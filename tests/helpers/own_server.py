@@ -52,6 +52,8 @@ class OwnServer:
         self.dsn = f"postgresql://postgres@/postgres?host={data}&port={self._port}"
         self.tcp_dsn = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
         self.up_since = 0.0
+        #: Not in the data directory, whose disk may be full.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
 
     def create(self) -> None:
         """Make the data directory."""
@@ -90,7 +92,7 @@ class OwnServer:
                 user=self._user,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=self._log,
                 start_new_session=True,
             )
             if self._answers(deadline):
@@ -98,7 +100,13 @@ class OwnServer:
                 return
             # after a kill of the postmaster its children need a moment to notice, and it can't start before
             if time.monotonic() > deadline:
-                raise TimeoutError("the server does not start")
+                raise TimeoutError(
+                    f"the server does not start; it said at last:\n{self._last_words()}"
+                )
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")[-2000:]
 
     def _answers(self, deadline: float) -> bool:
         """True once it answers; False when it has ended instead."""
@@ -122,6 +130,11 @@ class OwnServer:
         """End it for good."""
         if self._postmaster is not None and self._postmaster.poll() is None:
             self._end(signal.SIGINT)
+
+    def close(self) -> None:
+        """Stop it, and forget what it said."""
+        self.stop()
+        self._log.close()
 
     def _end(self, number: signal.Signals) -> None:
         assert self._postmaster is not None
@@ -179,7 +192,7 @@ def own_server(
         server.start()
         yield server
     finally:
-        server.stop()
+        server.close()
         shutil.rmtree(data, ignore_errors=True)
 
 
