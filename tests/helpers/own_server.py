@@ -104,6 +104,11 @@ class OwnServer:
                     f"the server does not start; it said at last:\n{self._last_words()}"
                 )
 
+    def revive(self) -> None:
+        """Wait until it answers again, if it recovers by itself, or start it."""
+        if not self._answers(time.monotonic() + PATIENCE):
+            self.start()
+
     def _last_words(self) -> str:
         self._log.seek(0)
         return self._log.read().decode(errors="replace")[-2000:]

@@ -17,7 +17,6 @@ import psycopg
 
 from tests.faults.harness import Bench, CannotRunError, Found, row
 from tests.helpers.fault_jobs import Brief, Flaky
-from tests.helpers.own_server import OwnServer
 from tests.helpers.runners import eventually
 
 _SIZE = "192m"
@@ -63,7 +62,7 @@ def disk_full(bench: Bench) -> Found:
                     if time.monotonic() - began > _PATIENCE:
                         raise TimeoutError("the server works on a full disk")
             freed = time.monotonic()
-            _back(server)
+            server.revive()
             done = set(producer.enqueue())
             eventually(
                 lambda: done <= {event.job for event in history.events("end")},  # noqa: B023
@@ -154,15 +153,6 @@ def _ballast(disk: Path, less: int) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-
-
-def _back(server: OwnServer) -> None:
-    """It comes back by itself, or is started."""
-    with contextlib.suppress(psycopg.Error), psycopg.connect(server.dsn, connect_timeout=5):
-        return
-    with contextlib.suppress(Exception):
-        server.kill()
-    server.start()
 
 
 def _rows(url: str) -> int:
