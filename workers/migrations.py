@@ -7,7 +7,7 @@ the newest version or where it was before.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -25,6 +25,7 @@ __all__ = [
     "Steps",
     "Target",
     "check_migrations",
+    "check_not_older",
     "migrate",
     "migration_file",
     "migrations_sql",
@@ -148,22 +149,28 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
     return [m.name for m in pending]
 
 
-def _pending(applied: list[Any]) -> list[Migration]:
+def _pending(applied: Sequence[Any]) -> list[Migration]:
     versions = {version for (version,) in applied}
     return [m for m in _load() if m.version not in versions]
 
 
 def _check(_own_transaction: bool) -> Steps[None]:
     exists = yield TABLE_EXISTS, None
-    applied = {version for (version,) in (yield VERSIONS, None)} if exists else set()
-    known = {m.version: m.name for m in _load()}
-    if missing := [name for version, name in known.items() if version not in applied]:
-        raise MigrationError(f"this database lacks {', '.join(missing)}: run `workers migrate`")
-    if applied - known.keys():
+    rows = (yield VERSIONS, None) if exists else []
+    check_not_older(rows)
+    applied = {version for (version,) in rows}
+    known = {m.version for m in _load()}
+    if applied - known:
         raise MigrationError(
             f"this database is at version {max(applied)}, this library knows {max(known)}: "
             "upgrade workers-pg"
         )
+
+
+def check_not_older(applied: Sequence[Any]) -> None:
+    """Raise MigrationError if a database with these rows of `VERSIONS` lacks a migration of this library."""
+    if missing := [m.name for m in _pending(applied)]:
+        raise MigrationError(f"this database lacks {', '.join(missing)}: run `workers migrate`")
 
 
 def migration_file(name: str) -> bytes:

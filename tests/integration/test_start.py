@@ -9,11 +9,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
 
 from tests.conftest import AsyncPool
+from tests.helpers.role_users import limited_user
 from tests.helpers.running import PATIENCE, World, drain, eventually, make_runner, running
-from workers import BackgroundJob, MigrationError, RunnerError, StorageError
+from workers import BackgroundJob, MigrationError, RunnerError, StorageError, migrations
 from workers.runtime.claimer import Claimer
 from workers.runtime.completer import Completer
 from workers.runtime.executor import Executor
@@ -50,6 +52,43 @@ async def test_missing_tables(raw_database_url: str, caplog: pytest.LogCaptureFi
         async with running(raw_database_url, Note):
             pytest.fail("it is not ready")
     assert "the runner can't start" in caplog.text
+
+
+@pytest.fixture
+def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library has a migration that the database has not."""
+    known = [*migrations._load(), migrations.Migration(9999, "9999_next", b"")]
+    monkeypatch.setattr(migrations, "_load", lambda: known)
+
+
+async def test_older_tables(
+    database_url: str, request: pytest.FixtureRequest, conn: psycopg.Connection
+) -> None:
+    """A runner does not begin: it might have run a job when it notices that it can't write what became of it."""
+    world = World()
+    Note().enqueue(conn)
+    request.getfixturevalue("next_version")
+    handle = make_runner(database_url, Note).start()
+    with pytest.raises(MigrationError, match="lacks 9999_next: run `workers migrate`"):
+        await handle.ready()
+    with pytest.raises(MigrationError, match="lacks 9999_next"):
+        await handle.wait_for_shutdown()
+    migrations.migrate(database_url)
+    await drain(database_url, Note, context=world)
+    assert world.seen == ["ran"]
+    conn.execute("DELETE FROM workers_migrations WHERE version = 9999")
+
+
+async def test_tables_of_which_nobody_says_how_old_they_are(
+    database_url: str, conn: psycopg.Connection, request: pytest.FixtureRequest
+) -> None:
+    world = World()
+    Note().enqueue(conn)
+    with limited_user(conn, database_url, 20) as url:
+        conn.execute(f"REVOKE ALL ON workers_migrations FROM {conninfo_to_dict(url)['user']}")
+        request.getfixturevalue("next_version")
+        await drain(url, Note, context=world)
+    assert world.seen == ["ran"]
 
 
 async def test_a_bad_dsn(caplog: pytest.LogCaptureFixture) -> None:

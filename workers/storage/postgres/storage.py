@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 from ...errors import ConfigurationError, MigrationError, StorageUnavailableError
 from ...job import JobRecord, JobState, NewJob
 from ...lifecycle import Release
+from ...migrations import VERSIONS, check_not_older
 from ..base import (
     Capabilities,
     Claimed,
@@ -49,6 +50,12 @@ from .transactions import TransactionConnections
 __all__ = ["PostgresStorage"]
 
 _HELD_IDS = statement("held_ids")
+#: Whether the tables are there, and whether it can be seen which migrations were applied.
+_LOOK = """\
+SELECT
+    to_regclass('background_jobs') IS NOT NULL,
+    has_table_privilege(to_regclass('workers_migrations'), 'SELECT'),
+    current_setting('server_encoding')"""
 
 
 class PostgresStorage:
@@ -102,8 +109,8 @@ class PostgresStorage:
     async def open(self) -> None:
         """Open the pool where it is not.
 
-        Raises MigrationError when the tables are missing, ConfigurationError when the pool was closed before, or a pooler
-        refuses transactions.
+        Raises MigrationError when the tables are missing or older than this library, ConfigurationError when the pool was
+        closed before, or a pooler refuses transactions.
         """
         self._transactions.open()
         with translated():
@@ -113,10 +120,7 @@ class PostgresStorage:
             self._opened = await users.enter(self._pool)
             if self._opened:
                 await self._pool.wait()
-        ((ready, encoding),) = await self._checkout.fetch(
-            "SELECT to_regclass('background_jobs') IS NOT NULL, current_setting('server_encoding')",
-            {},
-        )
+        ((ready, recorded, encoding),) = await self._checkout.fetch(_LOOK, {})
         if encoding == "SQL_ASCII":
             raise ConfigurationError(
                 "the database's encoding is SQL_ASCII: it takes text that is none, and one such job would keep others from "
@@ -126,6 +130,9 @@ class PostgresStorage:
             raise MigrationError(
                 "there is no table background_jobs on the search_path; run `workers migrate` first"
             )
+        if recorded:
+            # or a runner might notice when it has run a job and can't write what became of it
+            check_not_older(await self._checkout.fetch(VERSIONS, {}))
         if self._checkout.pooled:
             await self._check_pooler()
 
