@@ -184,7 +184,7 @@ class _Upgrade:
                     self._found.injected += 1
 
         def command(stop: threading.Event) -> None:
-            while not stop.wait(self._bench.pick(full=1.0, quick=0.5, tiny=0.5)):
+            while not stop.wait(self._bench.pick(full=2.0, quick=1.0, tiny=0.5)):
                 install = chance.choice([self._this, self._following])
                 process = install.python("-m", "workers", "migrate", database_url=url)
                 _, errors = process.communicate(timeout=_PATIENCE)
