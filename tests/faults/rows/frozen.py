@@ -31,7 +31,8 @@ _WITHIN = _LEASE * 4 / 3 + 0.25
 #: All but `twin`, which is for one who wakes.
 _HEIR = "held,held_in_thread,flaky,effect,effect_in_thread"
 #: Jobs of a round whose code may end twice: on a worker that was frozen or cut off, and nothing came of it, and on the heir.
-_TWICE = 15
+#: And as many more as the one that completes, and the one behind the link, have room for.
+_TWICE, _MOST_ROOM = 9, 4
 _RUNNING = """
 SELECT id, session_id, claim_token FROM background_jobs WHERE session_id IS NOT NULL AND id = ANY(%s)
 """
@@ -49,8 +50,10 @@ _CRASHES = "SELECT crashes FROM background_jobs WHERE id = %s"
 def frozen_workers(bench: Bench) -> Found:
     if not Path("/proc/self/stat").exists():
         raise CannotRunError("there is no /proc, which tells that a process stands still")
-    rounds = bench.pick(full=25, quick=3, tiny=1)
+    # seven of eight by SIGSTOP
+    rounds = bench.pick(full=29, quick=3, tiny=1)
     found = Found(injected=0, jobs=0)
+    twice = 0
     ids: list[int | None] = []
     effects: list[int | None] = []
     with bench.stage() as (_, conn, history, workers), proxy_to(workers.database_url) as proxy:
@@ -58,19 +61,20 @@ def frozen_workers(bench: Bench) -> Found:
         sweeper = workers.start("noise", lease=_LEASE)
         sweeper.ready()
         for _ in range(rounds):
-            current = _Round(found, conn, history, workers, proxy)
+            current = _Round(bench, found, conn, history, workers, proxy)
             current.begin()
             current.freeze()
             current.inherit(_WITHIN * bench.margin)
             current.wake()
             current.end()
             found.injected += len(current.victims)
+            twice += _TWICE + 2 * current.room
             ids += current.jobs
             effects += current.effects
         sweeper.send(signal.SIGTERM)
         found.expect(sweeper.wait() == 0, "the sweeper did not end well")
         found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
-        found.judge(history.check(ids), duplicates=rounds * _TWICE)
+        found.judge(history.check(ids), duplicates=twice)
         found.jobs = len(ids)
         effects_once(found, conn, effects)
     return found
@@ -81,17 +85,21 @@ class _Round:
 
     def __init__(
         self,
+        bench: Bench,
         found: Found,
         conn: psycopg.Connection[Any],
         history: History,
         workers: Crew,
         proxy: Proxy,
     ) -> None:
+        self._chance = bench.chance
         self._found = found
         self._conn = conn
         self._history = history
         self._workers = workers
         self._proxy = proxy
+        #: Of those that are at work when they are frozen, on the event loop.
+        self.room = self._chance.randrange(1, _MOST_ROOM + 1)
         self.victims: list[WorkerProcess] = []
         self.jobs: list[int | None] = []
         self.effects: list[int | None] = []
@@ -102,15 +110,17 @@ class _Round:
     def begin(self) -> None:
         """Give each worker that is to be at work when it is frozen its jobs, as many as it has room for."""
         self.in_threads = [self._victim("held_in_thread,effect_in_thread", 4) for _ in range(2)]
-        self.completing = self._victim("held", 3, "complete=stop")
-        self.cut_off = self._victim("held", 3, database_url=self._proxy.url)
-        self.settling = self._victim("flaky", 3, "settle=stop")
+        self.completing = self._victim("held", self.room, "complete=stop")
+        self.cut_off = self._victim("held", self.room, database_url=self._proxy.url)
+        self.settling = self._victim("flaky", self.room, "settle=stop")
         for victim in self.victims:
             victim.ready()
         ids = [
             *HeldInThread.enqueue_batch(self._conn, [HeldInThread(key=key) for key in range(6)]),
-            *Held.enqueue_batch(self._conn, [Held(key=key) for key in range(6)]),
-            *Flaky.enqueue_batch(self._conn, [Flaky(key=key, held=True) for key in range(3)]),
+            *Held.enqueue_batch(self._conn, [Held(key=key) for key in range(2 * self.room)]),
+            *Flaky.enqueue_batch(
+                self._conn, [Flaky(key=key, held=True) for key in range(self.room)]
+            ),
         ]
         self.jobs += ids
         names = {victim.name: victim for victim in self.victims}
@@ -124,7 +134,8 @@ class _Round:
         committed = Effect(key=2).enqueue(self._conn)
         self.committing = self._victim("effect", 1, "transaction written=stop")
         self._stands(self.committing)
-        for victim in (self.completing, self.settling):
+        self._a_while()
+        for victim in self._chance.sample((self.completing, self.settling), 2):
             victim.open()
         self._stands(self.completing, self.settling)
         held = Held.enqueue_batch(self._conn, [Held(key=key) for key in range(2)])
@@ -137,13 +148,13 @@ class _Round:
         pausing = [EffectInThread(key=key, seconds=0.3) for key in range(2)]
         in_transactions = EffectInThread.enqueue_batch(self._conn, pausing)
         self._all("start", in_transactions)
-        for victim in self.in_threads:
+        for victim in self._chance.sample(self.in_threads, 2):
             victim.send(signal.SIGSTOP)
         self._stands(*self.in_threads)
         self._proxy.freeze()
         self._note_frozen(self.cut_off)
         self.cut_off.open()
-        self._history.wait_for("end", count=3, where=by(self.cut_off.name))
+        self._history.wait_for("end", count=self.room, where=by(self.cut_off.name))
         self.effects += [*effects, committed, *in_transactions]
         self.jobs += [*held, *self.effects]
 
@@ -175,7 +186,8 @@ class _Round:
             lambda: self._conn.execute(_ALIVE).fetchone() == (2,)
         )  # the heir and the sweeper
         before = self._running(held)
-        for victim in self.victims:
+        self._a_while()
+        for victim in self._chance.sample(self.victims, len(self.victims)):
             if victim is not self.cut_off:
                 victim.send(signal.SIGCONT)
         self._proxy.thaw()
@@ -204,7 +216,10 @@ class _Round:
         """Those that were about to write did try it; what was claimed and not begun was not started late."""
         for victim in (self.completing, self.settling, self.cut_off):
             refused = len(self._history.events("fenced", where=by(victim.name)))
-            self._found.expect(refused == 3, f"{victim.name}: {refused} of 3 writes were refused")
+            self._found.expect(
+                refused == self.room,
+                f"{victim.name}: {refused} of {self.room} writes were refused",
+            )
         late = self._history.events("start", where=by(self.claimed.name))
         self._found.expect(not late, f"started under a stale claim: {late}")
 
@@ -240,6 +255,10 @@ class _Round:
                 event.job in wanted and (process is None or event.process == process.name)
             ),
         )
+
+    def _a_while(self) -> None:
+        """At most a third of a lease: whatever those that are not frozen are doing just then."""
+        self._conn.execute("SELECT pg_sleep(%s)", [self._chance.uniform(0.0, _LEASE / 3)])
 
     def _stands(self, *victims: WorkerProcess) -> None:
         """Wait until they stand still."""

@@ -34,7 +34,9 @@ _MOST = "200ms"
 _LONG = 0.3
 #: Long enough for their rows to be locked while they run.
 _LOCKABLE = 0.8
-_BLOCKED = 4
+_MOST_BLOCKED = 6
+#: How they are locked: a completion waits for any of them.
+_LOCKS = ("UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE")
 #: Seconds until a completion is written that has waited for a lock, from when that is free; it is tried every 2 s.
 _WITHIN = 3.0
 _PATIENCE = 60.0
@@ -57,9 +59,10 @@ def short_timeouts(bench: Bench) -> Found:
     every: list[tuple[str, ...]] = [_TIMEOUTS]
     cases = bench.pick(full=[*each, *each, *every, *every], quick=each + every, tiny=every)
     found = Found(injected=0, jobs=0)
-    for number, names in enumerate(cases):
-        # the second four the other way round
-        by_role = (number + number // len(each)) % 2 == 0
+    # the second four the other way round
+    ways = [(names, (n + n // len(each)) % 2 == 0) for n, names in enumerate(cases)]
+    bench.chance.shuffle(ways)
+    for names, by_role in ways:
         with (
             bench.stage() as (url, conn, history, workers),
             (_by_role if by_role else _by_dsn)(conn, url, names) as hurried,
@@ -107,7 +110,7 @@ def _one_case(
         ):
             producers += brief + long
             within, plain = _WITHIN * bench.margin, workers.database_url
-            ids += _blocked(found, conn, history, plain, dies=dies, within=within)
+            ids += _blocked(bench, found, conn, history, plain, dies=dies, within=within)
             found.injected += 1
         eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
         conn.execute("SELECT pg_sleep(0.5)")  # every connection is idle for too long
@@ -117,6 +120,7 @@ def _one_case(
 
 
 def _blocked(
+    bench: Bench,
     found: Found,
     conn: psycopg.Connection[Any],
     history: History,
@@ -126,13 +130,15 @@ def _blocked(
     within: float,
 ) -> list[int | None]:
     """Jobs whose rows somebody locks while they run, until their completion waits; `dies`: until it was broken off."""
-    jobs = [Brief(key=key, seconds=_LOCKABLE) for key in range(_BLOCKED)]
+    number, lock = bench.chance.randrange(1, _MOST_BLOCKED + 1), bench.chance.choice(_LOCKS)
+    jobs = [Brief(key=key, seconds=_LOCKABLE) for key in range(number)]
     with psycopg.connect(url) as blocker:
         ids = Brief.enqueue_batch(conn, jobs)
-        starts = history.wait_for("start", count=_BLOCKED, where=lambda event: event.job in ids)
-        blocker.execute("SELECT FROM background_jobs WHERE id = ANY(%s) FOR UPDATE", [ids])
+        starts = history.wait_for("start", count=number, where=lambda event: event.job in ids)
+        rows = f"SELECT FROM background_jobs WHERE id = ANY(%s) FOR {lock}"
+        blocker.execute(rows.encode(), [ids])
         began = time.monotonic()
-        history.wait_for("end", count=_BLOCKED, where=lambda event: event.job in ids)
+        history.wait_for("end", count=number, where=lambda event: event.job in ids)
         eventually(lambda: conn.execute(_WAITING, []).fetchone() != (0,))
         seen = time.monotonic()
         for name in {event.process for event in starts}:  # they go on with others

@@ -32,24 +32,32 @@ def given_back(bench: Bench) -> Found:
     found = Found(injected=0, jobs=0)
     for _ in range(bench.pick(full=20, quick=2, tiny=1)):
         with bench.stage() as (_, conn, history, workers):
-            _once(found, conn, history, workers, pairs)
+            _once(bench, found, conn, history, workers, pairs)
     return found
 
 
 def _once(
-    found: Found, conn: psycopg.Connection[Any], history: History, workers: Crew, pairs: int
+    bench: Bench,
+    found: Found,
+    conn: psycopg.Connection[Any],
+    history: History,
+    workers: Crew,
+    pairs: int,
 ) -> None:
-    killed, told, both = (range(number * pairs, (number + 1) * pairs) for number in range(3))
-    stage = _Stage(conn, history, workers)
+    # so many on the average
+    first, second = sorted(bench.chance.sample(range(1, 3 * pairs), 2))
+    killed, told, both = range(first), range(first, second), range(second, 3 * pairs)
+    stage = _Stage(bench, conn, history, workers)
     dying, ending = stage.occupied(killed, killed), stage.occupied(told, told, grace=0)
     dying_half, ending_half = stage.occupied(both), stage.occupied(both, grace=0)
     sweeper = workers.start("later", lease=_SOON)
     sweeper.ready()
 
-    for member in (ending, ending_half):
-        member.send(signal.SIGTERM)
-    for member in (dying, dying_half):
-        member.kill()
+    for member in bench.chance.sample((ending, ending_half, dying, dying_half), 4):
+        if member in (dying, dying_half):
+            member.kill()
+        else:
+            member.send(signal.SIGTERM)
 
     for member in (ending, ending_half):
         found.expect(member.wait() == 0, f"{member.name} did not end well")
@@ -84,7 +92,10 @@ def _once(
 class _Stage:
     """Runners that hold twins."""
 
-    def __init__(self, conn: psycopg.Connection[Any], history: History, workers: Crew) -> None:
+    def __init__(
+        self, bench: Bench, conn: psycopg.Connection[Any], history: History, workers: Crew
+    ) -> None:
+        self._chance = bench.chance
         self._conn = conn
         self._history = history
         self._workers = workers
@@ -97,7 +108,9 @@ class _Stage:
         runner.ready()
         begun = 0
         for keys in batches:
-            jobs = Twin.enqueue_batch(self._conn, [Twin(key=key) for key in keys])
+            jobs = Twin.enqueue_batch(
+                self._conn, [Twin(key=key) for key in self._chance.sample(keys, len(keys))]
+            )
             self.ids |= {job for job in jobs if job is not None}
             begun += len(keys)
             self._history.wait_for("start", count=begun, where=by(runner.name), seconds=_PATIENCE)
