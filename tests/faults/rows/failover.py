@@ -23,7 +23,7 @@ _WITHIN = 10.0
     "24",
     "failover",
     "kill -9 of the primary of a synchronous replica, which is promoted: with a DSN that names both lost 0, and work goes "
-    "on within 10 s (an asynchronous replica loses what it had not received, as always)",
+    "on within 10 s. What an asynchronous replica loses: see Failover, below",
 )
 def failover(bench: Bench) -> Found:
     times = bench.pick(full=10, quick=2, tiny=1)
