@@ -11,7 +11,7 @@ import psycopg
 
 from tests.faults.harness import Bench, Found, row
 from tests.helpers.fault_jobs import Blocking, Brief
-from tests.helpers.history import Event, History, check
+from tests.helpers.history import Event, History, by, check
 from tests.helpers.misbehaving_jobs import (
     TIMEOUT,
     Cancelling,
@@ -30,6 +30,8 @@ from tests.helpers.runners import eventually, left
 from workers.runtime.attempt import ASK_AGAIN
 
 _PATIENCE = 120.0
+#: A lease that is over soon.
+_SOON = 1.5
 #: Those that keep their lease; one that holds the GIL can't renew it.
 _RENEWED = ("blocking", "spinning", "endless")
 #: Seconds after which a loop that stands still is named here.
@@ -49,15 +51,20 @@ _WITHIN = {"endless": 1.0, "deaf": 2 * ASK_AGAIN + 1.0}
 @row(
     "21",
     "jobs that misbehave",
-    "a job that blocks the event loop for longer than its lease, computes there, or holds the GIL (for less) is named with "
-    "its stack, and no claim of its runner is given away; timeouts end what can be ended, within 1 s; cancellations of its "
-    "own task, context variables, threads and tasks left behind are not seen by other jobs; lost 0, twice 0",
+    "a job that blocks the event loop for longer than its lease, computes there, or holds the GIL (for less than its "
+    "lease) is named with its stack, and no claim of its runner is given away; one that holds the GIL for longer loses "
+    "its claim, runs elsewhere, is stopped where it was, and nothing is written of that; timeouts end what can be ended, "
+    "within 1 s; cancellations of its own task, context variables, threads and tasks left behind are not seen by other "
+    "jobs; lost 0, twice 0",
 )
 def misbehaving_jobs(bench: Bench) -> Found:
     found = Found(injected=0, jobs=0)
     for _ in range(bench.pick(full=20, quick=2, tiny=1)):
         with bench.stage() as (_, conn, history, workers):
             _standing_still(bench, found, conn, history, workers)
+    for _ in range(bench.pick(full=5, quick=1, tiny=0)):
+        with bench.stage() as (_, conn, history, workers):
+            _held_too_long(bench, found, conn, history, workers)
     with bench.stage() as (_, conn, history, workers):
         _crowd(bench, found, conn, history, workers)
     return found
@@ -113,6 +120,35 @@ def _standing_still(
     _timed_out(bench, found, events, endless)
     found.injected += len(blockers) + len(endless) + len(overrun)
     found.jobs += len(ids)
+
+
+def _held_too_long(
+    bench: Bench,
+    found: Found,
+    conn: psycopg.Connection[Any],
+    history: History,
+    workers: Crew,
+) -> None:
+    """The GIL is held for longer than the lease, as if the process were frozen; it is stopped while another one is at it."""
+    holder = workers.start("holding_gil", lease=_SOON)
+    lost = holder.ready()
+    job = HoldingGil(seconds=_SOON * bench.chance.uniform(3.0, 4.0)).enqueue(conn)
+    (began,) = history.wait_for("start")
+    history.add(Event(what="frozen", process=holder.name, at=began.at))
+    heir = workers.start("holding_gil")
+    session = heir.ready()
+    history.wait_for("start", where=by(heir.name))
+    history.wait_for("session lost", where=by(holder.name))
+    row = conn.execute("SELECT session_id FROM background_jobs WHERE id = %s", [job]).fetchone()
+    found.stale_accepted += row != (session,)
+    eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
+    _told_to_end(found, workers)
+    found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
+    found.judge(check(history.events(), [job]))
+    rescued = history.events("rescued", where=by(heir.name))
+    found.expect([event.session for event in rescued] == [lost], f"rescued: {rescued}")
+    found.injected += 1
+    found.jobs += 1
 
 
 def _without_overruns(events: list[Event], overrun: list[int | None]) -> list[Event]:
