@@ -17,7 +17,7 @@ import sys
 import threading
 
 import workers
-from tests.helpers import clock_jobs, misbehaving_jobs, poison_jobs  # noqa: F401 - add their job types
+from tests.helpers import clock_jobs, ending_jobs, misbehaving_jobs, poison_jobs  # noqa: F401 - add their job types
 from tests.helpers.far_end import FarEnd
 from tests.helpers.fault_jobs import Stage, job_types
 from tests.helpers.history import Event
