@@ -156,7 +156,6 @@ class SessionKeeper:
         now = time.monotonic()
         try:
             session = self._control.open(self._name, self._request.lease, self._request.queues)
-            failpoints.hit("session opened")
         except BaseException as error:
             self._control.abandon()
             self.started.set_exception(error)

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 
+from ... import failpoints
 from .control_link import ControlLink
 
 __all__ = ["LAST_PASS_SECONDS", "PASS_SECONDS", "Apart"]
@@ -65,6 +66,7 @@ class Apart:
             some = self._try(partial(step, group), "10ms")
             if some is not None:
                 rows += some
+                failpoints.hit("given back in part")
                 continue
             blocked += 1
             self._smallest = not self._smallest

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from operator import itemgetter
 
+from ... import failpoints
 from ...job import ClaimedJob
 from ..base import Claimed, ClaimRequest, Wake
 from .claim_link import ClaimLink
@@ -77,6 +78,7 @@ class Claims:
             params["priorities"] = number_array(plan.priorities)
             params["positions"] = number_array(plan.positions)
         rows = await self._link.claim(sql, params)
+        failpoints.hit("scanned")
         if rows and rows[0][0] is None:
             return None
         # UPDATE ... RETURNING has no order

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from ... import failpoints
 from ...errors import StorageUnavailableError
 from ..base import Guard, Settled, Settlement
 from .checkout import Checkout, is_locked
@@ -40,6 +41,7 @@ class Outcomes:
             if not is_locked(error):
                 raise
             rows = await self._checkout.search(_COMPLETE_UNLOCKED, params, lock_timeout=_PATIENCE)
+            failpoints.hit("completed in part")
             return await self._closed(session, settled(rows), closed)
         return Settled([guard.id for guard in guards] if deleted is None else deleted)
 
@@ -53,6 +55,7 @@ class Outcomes:
         for kind in KINDS:
             if group := groups.get(kind):
                 rows += await self._write(kind, session, group, blocked)
+                failpoints.hit(f"settled {kind}")
         return await self._closed(session, settled(rows, blocked), closed)
 
     async def _closed(self, session: int, found: Settled, closed: Collection[int]) -> Settled:
@@ -93,6 +96,7 @@ class Outcomes:
         for item in group:
             try:
                 rows += await write([item], _EACH)
+                failpoints.hit("settled alone")
             except StorageUnavailableError as error:
                 if not is_locked(error):
                     raise

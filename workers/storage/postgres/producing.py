@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from ... import failpoints
 from ...job import NewJob
 from .checkout import Checkout
 from .fitting import fetch_on
@@ -34,6 +35,8 @@ async def enqueue(checkout: Checkout, jobs: Sequence[NewJob]) -> list[int | None
                 params["data"] = text_array([job.data for job in run])
                 sql = _ENQUEUE_DEDUPLICATED if deduplicated else _ENQUEUE_BATCH
                 ids += [row[0] for row in await fetch_on(conn, sql, params)]
+                failpoints.hit("enqueue written")
+        failpoints.hit("enqueued")
         return ids
 
     return await checkout.run(write) if jobs else []

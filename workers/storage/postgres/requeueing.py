@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
+from ... import failpoints
 from ...errors import StorageUnavailableError
 from .checkout import Checkout, is_locked
 from .literals import number_array
@@ -33,6 +34,7 @@ async def requeue(checkout: Checkout, job_ids: Collection[int]) -> list[int]:
             params = {"ids": number_array(group)}
             rows = await checkout.search(_REQUEUE, params, lock_timeout=patience)
             back += [row[0] for row in rows]
+            failpoints.hit("requeued")
         except StorageUnavailableError as error:
             if not is_locked(error):
                 raise

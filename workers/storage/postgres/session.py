@@ -78,6 +78,7 @@ class PostgresControl:
             self._judge_locks_at = 0.0
             ((self._session,),) = self._fetch("SELECT nextval('worker_sessions_id_seq')::bigint")
             self._locked = self._link.lock(self._session)
+            failpoints.hit("session locked")
             ((self._started,),) = self._fetch(
                 _OPEN,
                 session=self._session,
@@ -86,6 +87,7 @@ class PostgresControl:
                 queues=list(queues),
                 lease_only=self._lease_only,
             )
+            failpoints.hit("session opened")
         if self._link.pooled:
             logger.warning(_POOLED, lease)
         return self._session
@@ -93,17 +95,19 @@ class PostgresControl:
     def recover(self, lease: float) -> bool:
         """Reconnect and take the same lock; True while the session's row is alive."""
         with translated(), self._link.kept_if_good():
+            failpoints.hit("recover")
             self._reconnect(lease)
             self._locked = self._link.lock(self._session)
-            return bool(
-                self._fetch(
-                    _RETAKE,
-                    session=self._session,
-                    started=self._started,
-                    lease=lease,
-                    lease_only=self._lease_only,
-                )
+            failpoints.hit("lock retaken")
+            alive = self._fetch(
+                _RETAKE,
+                session=self._session,
+                started=self._started,
+                lease=lease,
+                lease_only=self._lease_only,
             )
+            failpoints.hit("recovered")
+            return bool(alive)
 
     @notifying
     def maintain(self, request: MaintenanceRequest, *, probe: str | None = None) -> Maintenance:
@@ -113,6 +117,7 @@ class PostgresControl:
             if self._link.hushed and now >= self._hushed_until:
                 self._link.hush(False)
             if not self._locked and self._link.lock(self._session):
+                failpoints.hit("lock taken late")
                 self._fetch(_LOCKED, session=self._session)
                 self._locked = True
             rows = self._fetch(
@@ -166,11 +171,14 @@ class PostgresControl:
                 ),
                 lambda: [job_id for (job_id,) in self._fetch(_LOST)],
             )
-            self._fetch(_BURY_CLAIMS)
             failpoints.hit("rescued all")
+            self._fetch(_BURY_CLAIMS)
+            failpoints.hit("claims buried")
             with self._link.transaction():
                 sessions = [row[0] for row in self._fetch(_LOCK_DEAD)]
                 self._fetch(_REMOVE, sessions=sessions)
+                failpoints.hit("removal written")
+            failpoints.hit("sessions removed")
         rescued: dict[int, DeadSession] = {}
         for session, name, reason, jobs, superseded in rows:
             before = rescued.get(session, DeadSession(session, name, reason or "", 0))
@@ -189,12 +197,15 @@ class PostgresControl:
     def release(self, guards: Sequence[Guard]) -> Settled:
         """Give back jobs, uncounted."""
         with translated():
+            failpoints.hit("give back")
             rows = self._fetch(
                 _HELD_IDS, session=self._session, tokens=list({guard.token for guard in guards})
             )
             wanted = {(guard.id, guard.token) for guard in guards}
             released = self._give_back([row for row in rows if (row[0], row[1]) in wanted])
+            failpoints.hit("given back all")
             self._fetch(_END_CLAIMS, session=self._session)
+            failpoints.hit("claims ended")
             return released
 
     @notifying
@@ -215,6 +226,7 @@ class PostgresControl:
                 released = self._give_back(held, LAST_PASS_SECONDS)
                 self._fetch(_END_CLAIMS, session=self._session)
                 self._fetch(_END, session=self._session)
+                failpoints.hit("release written")
         self.abandon()
         return released
 
@@ -248,6 +260,7 @@ class PostgresControl:
         ordinary = [row for row in rows if not row[2]]
         deduplicated = {row[0]: row for row in rows if row[2]}
         released = self._write(_WAIT, ordinary) if ordinary else []
+        failpoints.hit("given back")
         if deduplicated:
             released += self._releases.give_back(
                 lambda only: self._write(

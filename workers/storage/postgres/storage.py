@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
+from ... import failpoints
 from ...errors import ConfigurationError, MigrationError, StorageUnavailableError
 from ...job import JobRecord, JobState, NewJob
 from ...lifecycle import Release
@@ -178,7 +179,9 @@ class PostgresStorage:
             for job_id, token, deduplicated in rows
         ]
         # the claim is not forgotten: it, or another of its scans, may land yet, and what that takes is found by it
-        return await self.settle(session, settlements, [])
+        released = await self.settle(session, settlements, [])
+        failpoints.hit("claim given back")
+        return released
 
     # ---------------------------------------------------------------------------------------------------------- outcomes
 

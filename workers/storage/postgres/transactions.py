@@ -154,6 +154,7 @@ class _Run:
 
     async def finish(self, settlement: Settlement) -> None:
         _check_open(self.connection.pgconn.transaction_status)
+        failpoints.hit("transaction worked")
         # from here on nobody else ends it, should the server say nothing
         self.connection.patience = STATEMENT_SECONDS
         sql, params = _finishing(self._session, settlement)
@@ -173,6 +174,7 @@ class _SyncRun:
 
     def finish(self, settlement: Settlement) -> None:
         _check_open(self.connection.pgconn.transaction_status)
+        failpoints.hit("transaction worked")
         self.connection.patience = STATEMENT_SECONDS
         sql, params = _finishing(self._session, settlement)
         with translated():
