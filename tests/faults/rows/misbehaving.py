@@ -144,7 +144,7 @@ def _held_too_long(
     eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)
     _told_to_end(found, workers)
     found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
-    found.judge(check(history.events(), [job]))
+    found.judge(history.check([job]))
     rescued = history.events("rescued", where=by(heir.name))
     found.expect([event.session for event in rescued] == [lost], f"rescued: {rescued}")
     found.injected += 1
