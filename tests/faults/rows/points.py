@@ -41,7 +41,7 @@ _KEPT = "SELECT id FROM dead_jobs UNION ALL SELECT id FROM archived_jobs"
     "2",
     "kill at every code point",
     "kill -9 at each failpoint (before and after whatever is committed alone, before each commit of several statements), at "
-    "its first to fifth passing (a session ends only once): every point is reached, lost 0, transactional effects exactly once",
+    "its first to fifth passing, but that a session ends once: all are reached, lost 0, transactional effects exactly once",
 )
 def killed_at_points(bench: Bench) -> Found:
     found = Found(injected=0, jobs=0)
