@@ -172,7 +172,12 @@ async def test_many_that_have_to_wait_keep_no_other(
     async with aconn.transaction(force_rollback=True):
         for number in held_up:
             assert await produce(aconn, number) is not None
-        assert await going(runner, other, jobs) == 120 - len(held_up)
+        # a session that goes on gives them a second at a time, which a busy machine may need more than one of
+        free, passes = 120 - len(held_up), 1 if going is closed else 10
+        while free and passes:
+            free -= await going(runner, other, jobs)
+            passes -= 1
+        assert free == 0
     if going is not closed:
         assert await going(runner, other, [jobs[number] for number in held_up]) == len(held_up)
 
