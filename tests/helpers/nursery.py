@@ -80,7 +80,7 @@ def _serve(server: socket.socket) -> None:
         end.setblocking(False)
     signal.set_wakeup_fd(alarm.fileno())
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    with selectors.DefaultSelector() as selector:
+    with awake, alarm, selectors.DefaultSelector() as selector:
         selector.register(server, selectors.EVENT_READ)
         selector.register(awake, selectors.EVENT_READ)
         while True:
