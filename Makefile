@@ -58,8 +58,9 @@ faults: $(STAMP) ## inject every fault of the table, and write what came of it t
 stress: $(STAMP) ## run the stress test, a monster-collecting game
 	@$(RUN) examples.stress_test $(ARGS)
 
-fuzz: $(STAMP) ## look for inputs that nobody thought of: 5,000 examples of each test, then by coverage where atheris is
+fuzz: $(STAMP) ## look for inputs that nobody thought of: 5,000 examples of each test, then by coverage where atheris installs
 	@$(RUN) pytest -k fuzz --hypothesis-profile=fuzz -o faulthandler_timeout=0 $(ARGS)
+	@$(RUN) pip install -qqq --disable-pip-version-check --only-binary atheris atheris 2>/dev/null || true
 	@$(RUN) tests.fuzz
 
 clean: ## remove .venv and everything else that these commands made

@@ -1,1 +1,1 @@
-"""Fuzzing by coverage: `python -m tests.fuzz`, after `pip install atheris`."""
+"""Fuzzing by coverage: `make fuzz`, or `python -m tests.fuzz` where atheris is installed."""

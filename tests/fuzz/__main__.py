@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
 
 #: Each runs for this many seconds, unless options say otherwise.
-_OPTIONS = ["-max_total_time=60", "-max_len=4096", "-rss_limit_mb=2048"]
+_OPTIONS = ["-max_total_time=30", "-max_len=4096", "-rss_limit_mb=2048"]
+_RUN = "from tests.fuzz.__main__ import run; run()"
 
 
-def _run(name: str, options: list[str]) -> None:
+def run() -> None:
+    """The target and the options that are this process's arguments. libFuzzer ends it."""
     import atheris
 
     with atheris.instrument_imports(include=["workers", "tests.fuzz"]):
         from tests.fuzz.targets import TARGETS
-    atheris.Setup([f"fuzz-{name}", *(options or _OPTIONS)], TARGETS[name])
+    name, *options = sys.argv[1:]
+    atheris.Setup([f"fuzz-{name}", *options], TARGETS[name])
     atheris.Fuzz()
 
 
 def main() -> int:
-    """One target here, several in processes of their own: libFuzzer ends the one that it runs in."""
-    try:
-        import atheris  # noqa: F401
-    except ImportError:
-        print("Fuzzing by coverage takes more: .venv/bin/python -m pip install atheris")
+    """Each target in a process of its own."""
+    if find_spec("atheris") is None:
+        print("No fuzzing by coverage: there is no atheris for this Python and system.")
         return 0
-    if len(sys.argv) > 1:
-        _run(sys.argv[1], sys.argv[2:])
-        return 0
-    from tests.fuzz.targets import TARGETS
+    from tests.fuzz.targets import SEEDS, TARGETS
 
-    command = [sys.executable, "-m", "tests.fuzz"]
-    return max(subprocess.run([*command, name], check=False).returncode for name in TARGETS)
+    failed = 0
+    for name in sys.argv[1:2] or TARGETS:
+        # libFuzzer puts there, too, what led further
+        with tempfile.TemporaryDirectory(prefix=f"workers-fuzz-{name}-") as corpus:
+            for number, seed in enumerate(SEEDS[name]):
+                Path(corpus, str(number)).write_bytes(seed)
+            command = [sys.executable, "-c", _RUN, name, *(sys.argv[2:] or _OPTIONS), corpus]
+            failed = subprocess.run(command, check=False).returncode or failed
+    return failed
 
 
 if __name__ == "__main__":
