@@ -296,6 +296,15 @@ def test_hints_of_used_priorities_stay() -> None:
     assert -1 in claims.scan()[0].priorities
 
 
+def test_announcements_of_all_priorities_leave_no_more_hints_than_jobs_would() -> None:
+    """Rule 10: whoever may use the database can announce what it likes."""
+    claims = Claims()
+    claims.scan(*jobs(1), took=1.0)
+    for priority in range(-1000, 1000):
+        claims.hints.noticed(priority, 1)
+    assert len(claims.scan()[0].priorities) == MAX_PRIORITIES
+
+
 # When nothing was heard for a while --------------------------------------------------------------
 
 

@@ -131,8 +131,7 @@ class ScanHints:
             self._barren = short and costly
         if self._meanwhile:
             self._pull_back({(job.priority, position) for job, position in jobs})
-        while len(self._next) > MAX_PRIORITIES:
-            del self._next[next(iter(self._next))]
+        _trim(self._next)
         return short and self._cut
 
     def _drop_barren(self, plan: Plan, ends: Collection[int]) -> None:
@@ -160,6 +159,7 @@ class ScanHints:
             known = lowest.get(priority)
             if known is None or position < known:
                 lowest[priority] = position
+            _trim(lowest)  # anybody may announce jobs of any priority
 
     def _pull_back(self, found: set[tuple[int, int]]) -> None:
         """The scan that is over began, maybe, before what was noticed since was there."""
@@ -185,3 +185,9 @@ class ScanHints:
         return {
             priority: min(past.get(priority, hint), hint) for priority, hint in self._next.items()
         }
+
+
+def _trim(hints: dict[int, int]) -> None:
+    """The one that was used longest ago makes way."""
+    while len(hints) > MAX_PRIORITIES:
+        del hints[next(iter(hints))]
