@@ -37,7 +37,7 @@ __all__ = [
 
 _WORK = "brief,effect,effect_in_thread,ending,unique"
 #: Of a type that nobody enqueues.
-NOTHING = "elsewhere"
+NOTHING = "blocking"
 #: The lease of one that looks after sessions, three times in it; and of one that looks once in it for jobs that it holds
 #: without knowing.
 SOON, _SOONER = 1.5, 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from datetime import UTC, datetime, timedelta, timezone
@@ -27,8 +28,9 @@ _LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/local/lib/faketime/l
 _HOUR = 3600.0
 #: So short that there are two looks a second at what is due: what a single job waits for the next one would hide the rest.
 _LEASE = 1.5
-#: Seconds to the next look, and to begin. As none is early, no two of them differ by more.
-_LATE = 1.0
+#: Seconds to the next look, and to begin: of nearly all, so that, as none is early, no two of those differ by more. A few
+#: may be later on a machine that is busy, where looks are slow, and so are not made each time (see staging.py).
+_MOSTLY, _LATE, _SHARE = 1.0, 1.5, 0.95
 #: What two looks at two clocks may differ by.
 _EARLY = 0.05
 _SPREAD = 0.5
@@ -70,10 +72,10 @@ _PLACES = (
     "16",
     "clocks and session time zones",
     "workers whose clock is an hour ahead or behind (faketime), in sessions of Tokyo, Los Angeles and UTC: jobs with "
-    "delay, run_at, backoff and snooze begin when they should by the server's clock, each < 1 s late and never early "
-    "(looked for twice a second here), medians < 0.5 s apart; a run_at in the hour of a clock change (DST), both ways, is "
-    "stored as the moment that it names; nobody is taken for dead; lost 0, twice 0. Slots of schedules on such days: row "
-    "16b, when there are schedules",
+    "delay, run_at, backoff and snooze begin when they should by the server's clock, never early, <= 1.5 s late, 19 of 20 "
+    "< 1 s (looked for twice a second here), medians < 0.5 s apart; a run_at in the hour of a clock change (DST), both "
+    "ways, is stored as the moment that it names; nobody is taken for dead; lost 0, twice 0. Slots of schedules on such "
+    "days: row 16b, when there are schedules",
 )
 def clocks(bench: Bench) -> Found:
     places = _PLACES[: bench.pick(full=6, quick=6, tiny=3)]
@@ -177,6 +179,11 @@ class _Site:
             min(lateness) > -_EARLY, f"{self.place.name}: {-min(lateness):.2f} s too early"
         )
         found.recovered(max(lateness), within=_LATE * margin)
+        most = sorted(lateness)[math.ceil(_SHARE * len(lateness)) - 1]
+        found.expect(
+            most < _MOSTLY * margin,
+            f"{self.place.name}: one in {1 / (1 - _SHARE):.0f} was more than {most:.2f} s late",
+        )
         found.judge(self.history.check([*self.ids, *self.due]))
         found.jobs += len({*self.ids, *self.due})
         return median(lateness)
