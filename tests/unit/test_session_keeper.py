@@ -30,10 +30,21 @@ class Link:
         self.arrives = False
         self.down = 0
         self.alive = True
-        self.silent = self.more = False
+        self.silent = self.more = self.somebody_died = False
+        self.rescues = 0
 
     def maintain(self, request: MaintenanceRequest, *, probe: str | None) -> Maintenance:
-        return Maintenance(alive=True, silent=self.silent, more=self.more, probed=probe is not None)
+        return Maintenance(
+            alive=True,
+            silent=self.silent,
+            more=self.more,
+            rescue=self.somebody_died,
+            probed=probe is not None,
+        )
+
+    def rescue(self) -> list[Any]:
+        self.rescues += 1
+        return []
 
     def claims(self) -> dict[int, list[int]]:
         self.asked += 1
@@ -228,3 +239,15 @@ async def test_how_long_the_lease_is_good_is_known_before_the_session_is(bench: 
     bench.keeper.start()
     assert await asyncio.wrap_future(bench.keeper.started) == 101
     assert bench.events.told == ["renewed", "session_opened"]
+
+
+@pytest.mark.parametrize("ending", [False, True])
+async def test_whoever_waits_for_the_end_waits_for_no_jobs_of_others(
+    bench: Bench, ending: bool
+) -> None:
+    """A rescue may take seconds, and so may what this runner holds without knowing: the end gives that back as well."""
+    bench.link.somebody_died = True
+    bench.keeper._stopping = ending
+    bench.link.ledger.lost(bench.link.ledger.begin_claim(), time.monotonic())
+    bench.keeper._tick()
+    assert (bench.link.rescues, bench.link.asked) == ((0, 0) if ending else (1, 1))
