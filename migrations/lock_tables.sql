@@ -4,7 +4,8 @@
 -- of one of them or its own. So all are taken before any is changed, first the two that a claim takes, in its order. What is not
 -- to be had soon is not waited for: all that was taken is given up, so that those who wait for it can go on, and tried again, with
 -- twice the patience, until lock_timeout is over. It begins far below deadlock_timeout, and grows for the sake of transactional
--- jobs, which keep background_jobs while they run: one or the other would always be at work. Nothing else is kept for long.
+-- jobs, which keep background_jobs while they run, and to beyond deadlock_timeout for that of autovacuum, which only then is made to
+-- give way. No further: the runners' sessions can't be looked after meanwhile, and give up their connections after 2 s.
 --
 -- (From `pinned` on nothing is found that stands in the schema: see roles.sql.)
 DO $$
@@ -17,19 +18,19 @@ DECLARE
     allowed  double precision := (SELECT nullif(setting, '0')::float8 FROM pg_settings WHERE name = 'lock_timeout');
     began    timestamptz := clock_timestamp();
     patience double precision := 50;
+    most     double precision := 1500;
     rest     double precision;
     item     record;
 BEGIN
     LOOP
         BEGIN
             FOR item IN
-                SELECT format('LOCK TABLE %I.%I IN ACCESS EXCLUSIVE MODE', schemaname, tablename) AS command,
-                    array_position(tables, tablename::text) AS number
+                SELECT format('LOCK TABLE %I.%I IN ACCESS EXCLUSIVE MODE', schemaname, tablename) AS command
                 FROM pg_tables WHERE schemaname = schema AND tablename = ANY(tables)
-                ORDER BY number
+                ORDER BY array_position(tables, tablename::text)
             LOOP
                 rest := allowed - 1000 * extract(epoch FROM clock_timestamp() - began);
-                rest := greatest(1, least(rest, patience, CASE WHEN item.number > 2 THEN 100 END));
+                rest := greatest(1, least(rest, patience));
                 PERFORM set_config('lock_timeout', rest::integer::text, true);
                 EXECUTE item.command;
             END LOOP;
@@ -40,7 +41,7 @@ BEGIN
             IF allowed <= 1000 * extract(epoch FROM clock_timestamp() - began) + 1 THEN
                 RAISE lock_not_available USING MESSAGE = 'workers: somebody uses the tables';
             END IF;
-            patience := least(2 * patience, 3600000);
+            patience := least(2 * patience, most);
         END;
     END LOOP;
 END

@@ -104,8 +104,13 @@ class Found(msgspec.Struct, kw_only=True):
         if within is not None and seconds > within:
             self.late.append(seconds)
 
-    def judge(self, verdict: Verdict, *, duplicates: int = 0) -> None:
-        """Take over the counts of a verdict; up to so many `duplicates` are what the fault explains."""
+    def judge(self, verdict: Verdict, *, duplicates: int = 0, by_kills: bool = False) -> None:
+        """Take over the counts of a verdict; up to so many `duplicates` are what the fault explains, `by_kills` only those
+        that had ended in a process which was killed or frozen then."""
+        if by_kills:
+            self.expect(
+                not verdict.repeated, f"finished by the living, and again: {verdict.repeated[:10]}"
+            )
         self.lost += len(verdict.lost)
         self.unexpected += len(verdict.unexpected)
         self.duplicated += len(verdict.duplicated)
@@ -161,12 +166,13 @@ class Bench:
                 admin.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
 
     @contextlib.contextmanager
-    def audited(self, url: str, schema: str) -> Iterator[None]:
-        """The job table of this schema, which `url` leads to, is audited, and what was found is added to the row's."""
+    def audited(self, url: str, schema: str, *, afterwards: str = "") -> Iterator[None]:
+        """The job table of this schema, which `url` leads to, and in the end maybe `afterwards`, is audited, and what was
+        found is added to the row's."""
         with psycopg.connect(url, autocommit=True) as conn:
             audit.install(conn, schema)
         yield
-        with psycopg.connect(url, autocommit=True) as conn:
+        with psycopg.connect(afterwards or url, autocommit=True) as conn:
             findings = audit.judge(conn)
         self.found.stale_accepted += len(findings.stale)
         for text, what in (

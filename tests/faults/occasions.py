@@ -198,10 +198,10 @@ class Occasions:
             unlock = "SELECT pg_advisory_unlock(workers_lock_class(), %s::integer)"
             self._conn.execute(unlock, [found[0]])
             return
+        self._excuse(member)
         with suppress(psycopg.errors.LockNotAvailable), self._conn.transaction():
             self._conn.execute("SET LOCAL lock_timeout = '500ms'")
             self._conn.execute(_CUT_AND_LOCK, [member.name])
-            self._excuse(member)
 
     def _excuse(self, member: WorkerProcess) -> None:
         """Where it is back too late its jobs are begun again while it lives, as those of one that was frozen."""

@@ -160,14 +160,16 @@ class Verdict:
     """Job ids. All but `recovered` must be empty after a run without duplicates allowed.
 
     `lost`: acknowledged, never finished, and nothing explains it. `unexpected`: ran and was never enqueued. `premature`:
-    began before its commit was sent. `duplicated`: finished more than once. `overlapping`: begun again while a living
-    process was still at it. `recovered`: finished after an attempt that did not.
+    began before its commit was sent. `duplicated`: finished more than once. `repeated`: begun again after it had finished
+    in a process that nothing was done to. `overlapping`: begun again while a living process was still at it. `recovered`:
+    finished after an attempt that did not.
     """
 
     lost: list[int] = field(default_factory=list)
     unexpected: list[int] = field(default_factory=list)
     premature: list[int] = field(default_factory=list)
     duplicated: list[int] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
     overlapping: list[int] = field(default_factory=list)
     recovered: list[int] = field(default_factory=list)
 
@@ -199,6 +201,7 @@ def check(events: Iterable[Event]) -> Verdict:
             job for job, run in runs.items() if min(event.at for event in run) < sent.get(job, 0.0)
         ),
         duplicated=sorted(job for job, times in finished.items() if times > 1),
+        repeated=sorted(job for job, run in runs.items() if _is_repeated(run, interrupted)),
         overlapping=sorted(job for job, run in runs.items() if _overlap(run, interrupted)),
         recovered=sorted(
             job
@@ -214,7 +217,7 @@ def read(path: Path) -> list[Event]:
     return [decode(line) for line in path.read_bytes().splitlines()]
 
 
-#: A signal is noted before it is sent; a job may begin in between.
+#: A signal is noted before it is sent, and an end is read a moment after it came about; a job may begin in between.
 _MOMENT = 0.5
 
 
@@ -228,4 +231,19 @@ def _overlap(run: list[Event], interrupted: Mapping[str, Sequence[float]]) -> bo
             earlier.at - _MOMENT <= hit <= later.at for hit in hits
         ):
             return True
+    return False
+
+
+def _is_repeated(run: list[Event], interrupted: Mapping[str, Sequence[float]]) -> bool:
+    """Whether a start followed on the end of another attempt, in a process that was not interfered with in between."""
+    starts = [event for event in run if event.what == "start"]
+    if len(starts) == 1:
+        return False
+    for end in (event for event in run if event.what == "end"):
+        hits = interrupted.get(end.process, ())
+        for start in starts:
+            if end.at < start.at and not any(
+                end.at - _MOMENT <= hit <= start.at + _MOMENT for hit in hits
+            ):
+                return True
     return False

@@ -9,6 +9,7 @@ children notice by themselves.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import selectors
@@ -128,6 +129,7 @@ def _become_worker(server: socket.socket, arguments: list[str], streams: list[in
             os.dup2(stream, number)
             os.close(stream)
         {"work": worker_process, "produce": producer_process}[arguments[0]].main(arguments[1:])
+        gc.collect()  # what is left behind is to be told of
         status = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -165,11 +165,12 @@ class Crew:
     def close(self) -> None:
         """Kill whoever is left, and pass on what they wrote to standard error. Raises AssertionError when that is a warning
         of something that was not awaited, not closed, or left behind."""
-        for member in [*self.members, *self.producers]:
-            if member.alive:
-                member.send(signal.SIGKILL)
-            member.wait()
         with self._errors:
+            for member in [*self.members, *self.producers]:
+                if member.alive:
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                        member.send(signal.SIGKILL)
+                member.wait()
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace")
         sys.stderr.write(said)

@@ -54,7 +54,16 @@ def test_job_that_began_before_its_commit_was_sent_is_premature() -> None:
 
 def test_job_that_ended_twice_is_duplicated() -> None:
     verdict = check([*ok(1), *RUN, at(3, "start", "b"), at(4, "end", "b")])
-    assert verdict == Verdict(duplicated=[1])
+    assert verdict == Verdict(duplicated=[1], repeated=[1])
+
+
+def test_job_that_a_living_process_had_finished_is_repeated() -> None:
+    again = [at(3, "start", "b"), at(4, "end", "b")]
+    assert check([*ok(1), *RUN, *again]).repeated == [1]
+    for hit in (at(2.5, "killed", job=0), at(3.2, "gone", job=0)):
+        assert check([*ok(1), *RUN, hit, *again]).repeated == []
+    for hit in (at(0.2, "frozen", job=0), at(2.5, "killed", "b", job=0), at(9, "gone", job=0)):
+        assert check([*ok(1), *RUN, hit, *again]).repeated == [1]
 
 
 def test_second_attempt_after_a_failed_one_is_recovered() -> None:

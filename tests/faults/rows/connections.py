@@ -145,7 +145,9 @@ def _longest_pause(history: History, name: str, since: float, until: float) -> f
 
 
 def _ended(found: Found, conn: psycopg.Connection[Any], workers: Crew) -> None:
-    """Everything is finished; nobody has ended before they were told to."""
+    """Everything is finished; nobody has ended before they were told to, and no producer was in anybody's way."""
+    failures = workers.history.events("fail")
+    found.expect(not failures, f"producers failed: {failures[:3]}")
     for member in workers.members:
         member.open()
     eventually(lambda: left(conn)["background_jobs"] == 0, _PATIENCE)

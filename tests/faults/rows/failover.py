@@ -38,7 +38,11 @@ def _one(bench: Bench, found: Found, primary: OwnServer, replica: OwnServer) -> 
     _commit_on_both(primary)
     migrate(primary.dsn)
     url = _url(primary, replica)
-    with bench.history() as history, bench.workers(url, history) as workers:
+    with (
+        bench.audited(primary.dsn, "public", afterwards=replica.dsn),
+        bench.history() as history,
+        bench.workers(url, history) as workers,
+    ):
         for _ in range(2):
             workers.start("brief").ready()
         jobs = [Brief(key=key, seconds=0.01) for key in range(_JOBS)]

@@ -74,7 +74,7 @@ def frozen_workers(bench: Bench) -> Found:
         sweeper.send(signal.SIGTERM)
         found.expect(sweeper.wait() == 0, "the sweeper did not end well")
         found.expect(not any(left(conn).values()), f"the tables are not empty: {left(conn)}")
-        found.judge(history.check(ids), duplicates=twice)
+        found.judge(history.check(ids), duplicates=twice, by_kills=True)
         found.jobs = len(ids)
         effects_once(found, conn, effects)
     return found

@@ -54,7 +54,7 @@ def killed_workers(bench: Bench) -> Found:
 
         events = history.events()
         in_flight = sum(len(claimed) for claimed in killed.claimed.values())
-        found.judge(history.check(ids), duplicates=in_flight)
+        found.judge(history.check(ids), duplicates=in_flight, by_kills=True)
         started_again(found, events, killed, within=_WITHIN * bench.margin)
         effects_once(found, conn, ids[half:])
         swept_away(found, conn, workers, _TYPES)

@@ -138,7 +138,7 @@ def _judged(
     everything = [job for each in ids.values() for job in each]
     found.jobs += len(everything)
     explained = [*kept, *ids[Pair]]
-    found.judge(history.check(everything, explained), duplicates=killed * _IN_FLIGHT)
+    found.judge(history.check(everything, explained), duplicates=killed * _IN_FLIGHT, by_kills=True)
     last = last_starts(events)
     missed = [
         relied for relied in occasions.relied if last.get(f"pair {relied.key}", 0.0) < relied.at

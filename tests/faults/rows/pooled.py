@@ -63,6 +63,9 @@ def through_a_pooler(bench: Bench) -> Found:
                 pooler(server, size=8) as dsn,
                 bench.workers(dsn, history) as workers,
                 psycopg.connect(server.dsn, autocommit=True) as conn,
+                bench.audited(
+                    server.dsn, "public"
+                ),  # not who wrote what: a pooler takes no options
             ):
                 conn.execute(EFFECTS)
                 ids = _enqueued(dsn, jobs // len(_KINDS))
@@ -134,7 +137,7 @@ def _worked(
         found.expect(bool(told), f"{name} did not say that there is a pooler")
     found.expect(not history.events("session lost"), "a living runner lost its session")
     events = history.events()
-    found.judge(history.check(everything), duplicates=kills * 2 * _WORKERS)
+    found.judge(history.check(everything), duplicates=kills * 2 * _WORKERS, by_kills=True)
     started_again(found, events, killed, within=_WITHIN * bench.margin)
     effects_once(found, conn, ids[Effect])
 

@@ -119,7 +119,11 @@ def _once(
     gave_way = _gave_way(events, acked)
     # a job's own transaction is serializable: one that ran, and could not be committed, runs again
     undone = history.events("log", where=saying("could not serialize access"))
-    found.judge(history.check(explained=gave_way), duplicates=kills * 2 * _WORKERS + len(undone))
+    verdict = history.check(explained=gave_way)
+    found.judge(verdict, duplicates=kills * 2 * _WORKERS + len(undone))
+    plain = {event.job for event in acked if not event.text.startswith("effect")}
+    again = plain.intersection(verdict.repeated)
+    found.expect(not again, f"finished by the living, and again: {sorted(again)[:10]}")
     started_again(found, events, killed, within=_WITHIN * bench.margin)
     effects_once(found, conn, [event.job for event in acked if event.text.startswith("effect")])
     stricter = conn.execute(

@@ -212,7 +212,7 @@ class _Upgrade:
         found = self._found
         acked = history.events("ok")
         found.jobs += len(acked) + len(bare)
-        found.judge(history.check(bare), duplicates=kills * 2 * WORKERS)
+        found.judge(history.check(bare), duplicates=kills * 2 * WORKERS, by_kills=True)
         errors = [event.text for event in history.events() if _is_error(event)]
         found.expect(not errors, f"errors: {errors[:5]}")
         only_new = {event.job for event in acked if event.text.startswith("newer")} | set(bare)

@@ -131,7 +131,7 @@ class ScanHints:
             self._barren = short and costly
         if self._meanwhile:
             self._pull_back({(job.priority, position) for job, position in jobs})
-        _trim(self._next)
+        _trim(self._next, MAX_PRIORITIES)
         return short and self._cut
 
     def _drop_barren(self, plan: Plan, ends: Collection[int]) -> None:
@@ -159,7 +159,8 @@ class ScanHints:
             known = lowest.get(priority)
             if known is None or position < known:
                 lowest[priority] = position
-            _trim(lowest)  # anybody may announce jobs of any priority
+            # anybody may announce jobs of any priority, and a scan is to see first which of them there are
+            _trim(lowest, 4 * MAX_PRIORITIES)
 
     def _pull_back(self, found: set[tuple[int, int]]) -> None:
         """The scan that is over began, maybe, before what was noticed since was there."""
@@ -187,7 +188,7 @@ class ScanHints:
         }
 
 
-def _trim(hints: dict[int, int]) -> None:
+def _trim(hints: dict[int, int], most: int) -> None:
     """The one that was used longest ago makes way."""
-    while len(hints) > MAX_PRIORITIES:
+    while len(hints) > most:
         del hints[next(iter(hints))]

@@ -51,11 +51,15 @@ from .transactions import TransactionConnections
 __all__ = ["PostgresStorage"]
 
 _HELD_IDS = statement("held_ids")
-#: Whether the tables are there, and whether it can be seen which migrations were applied.
+#: Whether the tables are there, and whether it can be seen which migrations were applied to them.
 _LOOK = """\
 SELECT
     to_regclass('background_jobs') IS NOT NULL,
-    has_table_privilege(to_regclass('workers_migrations'), 'SELECT'),
+    EXISTS (
+        SELECT FROM pg_class AS jobs JOIN pg_class AS migrations USING (relnamespace)
+        WHERE jobs.oid = to_regclass('background_jobs') AND migrations.oid = to_regclass('workers_migrations')
+            AND has_table_privilege(migrations.oid, 'SELECT')
+    ),
     current_setting('server_encoding')"""
 
 
