@@ -2,8 +2,8 @@
 
 At full size this takes long, and the table in docs/reliability.md is written anew. `--row 4 --seed 7` runs one row, as often
 as wanted with the same choices; `--quick` all of them small. Two more run nothing: `--judge FILE` looks through a history
-that was kept, and `--beside FILE` puts the verdicts of other seeds, as `--json` wrote them, beside the table. The status is
-1 when a row failed.
+that was kept, and `--seeds FILE...` puts what came of other seeds, as `--json` wrote it, into the document. The status is 1
+when a row failed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def main() -> int:
         print(msgspec.json.format(msgspec.json.encode(check(read(options.judge)))).decode())
         return 0
     decode = msgspec.json.Decoder(Report).decode
-    if options.beside:
+    if options.seeds:
         _write_seeds(
-            [decode(line) for file in options.beside for line in file.read_bytes().splitlines()]
+            [decode(line) for file in options.seeds for line in file.read_bytes().splitlines()]
         )
         return 0
     # whoever is told to end takes the servers along
@@ -77,7 +77,7 @@ def _arguments() -> argparse.Namespace:
         "--judge", type=Path, metavar="FILE", help="say what is to be concluded from this history"
     )
     parser.add_argument(
-        "--beside",
+        "--seeds",
         type=Path,
         nargs="+",
         metavar="FILE",

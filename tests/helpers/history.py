@@ -24,8 +24,8 @@ __all__ = ["Event", "History", "Kind", "Verdict", "by", "check", "read", "saying
 Kind = Literal[
     "invoke",  # a producer begins to enqueue
     "unknown",  # a job is written, and its commit not confirmed; what follows may settle that
-    "ok",  # a job's commit was confirmed; `since`: not before then it was sent
-    "waits",  # a producer was told that an identical job waits; nothing was written
+    "ok",  # a job's commit was confirmed; `since`: when it was sent, or the job asked for
+    "waits",  # a producer was told that an identical job waits, and wrote nothing; `since`: when it asked
     "fail",  # a producer's statement or commit failed
     "explained",  # the test says that this job need not have finished: dead, superseded, still there
     "ready",  # a runner can claim

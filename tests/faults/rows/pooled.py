@@ -63,9 +63,8 @@ def through_a_pooler(bench: Bench) -> Found:
                 pooler(server, size=8) as dsn,
                 bench.workers(dsn, history) as workers,
                 psycopg.connect(server.dsn, autocommit=True) as conn,
-                bench.audited(
-                    server.dsn, "public"
-                ),  # not who wrote what: a pooler takes no options
+                # but for who wrote what: a pooler takes no options
+                bench.audited(server.dsn, "public"),
             ):
                 conn.execute(EFFECTS)
                 ids = _enqueued(dsn, jobs // len(_KINDS))
