@@ -59,6 +59,15 @@ SELECT tableowner, current_setting('role'), current_setting('search_path')
 FROM pg_tables
 WHERE schemaname = current_schema() AND tablename = 'workers_migrations'
     AND tableowner <> current_user AND pg_has_role(tableowner, 'MEMBER')"""
+# Roles that may create objects in the schema since `workers migrate --roles`, where a superuser asks. To SET ROLE would not
+# help: a trigger or a function can RESET it.
+STRANGERS = """\
+SELECT rolname
+FROM pg_namespace, aclexplode(coalesce(nspacl, acldefault('n', nspowner))) AS given JOIN pg_roles ON pg_roles.oid = grantee
+WHERE nspname = current_schema() AND privilege_type = 'CREATE' AND NOT rolsuper
+    AND pg_catalog.right(rolname::text, 9) = '_migrator'
+    AND (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)
+ORDER BY rolname"""
 # "$user" on it would be another schema for another role.
 PIN_SCHEMA = "SELECT set_config('search_path', pg_catalog.quote_ident(current_schema()), true)"
 SET_ROLE = "SELECT set_config('role', %s, true)"
@@ -90,9 +99,10 @@ def migrate(target: Target) -> list[str] | Coroutine[Any, Any, list[str]]:
     and find nothing to do. Versions newer than this library's own are left alone.
 
     Returns the names of the migrations that were applied, oldest first; [] if there were none.
-    Raises MigrationError when the connection has no current schema, and when somebody's transaction uses the tables for
-    longer than 5 s (or the connection's own lock_timeout), ConfigurationError for a DSN that can't be read,
-    UnsupportedConnectionError for another kind of connection, and psycopg.Error.
+    Raises MigrationError when the connection has no current schema, when somebody's transaction uses the tables for
+    longer than 5 s (or the connection's own lock_timeout), and when a superuser is asked to migrate where a role of
+    `apply_roles` may create objects; ConfigurationError for a DSN that can't be read, UnsupportedConnectionError for
+    another kind of connection, and psycopg.Error.
     """
     return run_steps(target, _migrate, "migrate")
 
@@ -128,6 +138,8 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
     # most calls find nothing to do, and wait for nobody
     if (yield TABLE_EXISTS, None) and not _pending((yield VERSIONS, None)):
         return []
+    if strangers := (yield STRANGERS, None):
+        raise MigrationError(_unsafe(strangers[0][0]))
     yield LOCK, schema[0]
     if not (yield TABLE_EXISTS, None):
         yield CREATE_TABLE, None
@@ -147,6 +159,13 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
         yield SET_ROLE, (role,)
         yield SET_SEARCH_PATH, (search_path,)
     return [m.name for m in pending]
+
+
+def _unsafe(migrator: str) -> str:
+    return (
+        "a superuser does not migrate here, as members of "
+        f'{migrator} could have prepared what it would run: connect as one of them (GRANT "{migrator}" TO ...)'
+    )
 
 
 def _pending(applied: Sequence[Any]) -> list[Migration]:
@@ -213,7 +232,7 @@ def run_steps(
 def _explained() -> Iterator[None]:
     try:
         yield
-    except psycopg.errors.LockNotAvailable as error:
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
         raise MigrationError(
             "somebody's transaction, a transactional job's perhaps, uses the tables for longer than this waits "
             "(lock_timeout); nothing was changed: try again when it is over"

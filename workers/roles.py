@@ -56,6 +56,8 @@ WHERE schemaname = %s
         'workers_migrations')
     AND tableowner <> %s AND right(tableowner, 9) = '_migrator'
 ORDER BY tableowner LIMIT 1"""
+#: Before the other tables, which jobs wait for.
+_LOCK_RECORD = "LOCK TABLE workers_migrations IN ACCESS EXCLUSIVE MODE"
 #: Whether the tables change hands.
 _HANDED_OVER = """
 SELECT 1 FROM pg_tables
@@ -113,7 +115,10 @@ def apply_roles(target: Target, prefix: str = PREFIX) -> list[str] | Coroutine[A
 
 
 def roles_sql(prefix: str = PREFIX) -> str:
-    """Return the SQL of `apply_roles`, for a database that is managed by other tools."""
+    """Return the SQL of `apply_roles`, for a database that is managed by other tools.
+
+    It does not take all tables before it changes the first, as that does: the first time, better with no runner at work.
+    """
     role_names(prefix)
     setting = f"SELECT set_config('workers.role_prefix', '{prefix}', false);\n"
     return f"-- roles\n\n{setting}\n{migration_file('roles.sql').decode()}"
@@ -141,6 +146,7 @@ def _apply(prefix: str, names: list[str], own_transaction: bool) -> Steps[list[s
     if own_transaction:
         yield BE_BRIEF, None
     if handed_over:
+        yield _LOCK_RECORD, None
         yield migration_file(LOCK_TABLES), None
     yield _SET_PREFIX, (prefix,)
     yield migration_file("roles.sql"), None

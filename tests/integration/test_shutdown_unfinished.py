@@ -16,7 +16,7 @@ from tests.helpers.running import (
     make_runner,
 )
 from workers import BackgroundJob, RunnerError, RunnerHandle
-from workers.runtime import crew, supervisor
+from workers.runtime import crew, writing
 
 ROWS = "SELECT retries, session_id IS NULL, last_error, run_at FROM background_jobs ORDER BY id"
 UNTOUCHED = (0, True, None, None)
@@ -46,6 +46,12 @@ class HoldInThread(BackgroundJob[World]):
         ctx.note("thread done")
         if self.fails:
             raise ValueError("at the end")
+
+
+class Paused(BackgroundJob[World]):
+    async def run(self, ctx: World) -> None:
+        ctx.signal("paused runs")
+        await ctx.wait("go on")
 
 
 class Brief(BackgroundJob[World]):
@@ -111,6 +117,42 @@ class Lone(BackgroundJob[World]):
         await ctx.wait("may end")
 
 
+@pytest.mark.parametrize("patience", [PATIENCE, 0.1])
+async def test_outcomes_are_written_before_a_job_is_left_behind(
+    pool: AsyncPool,
+    conn: psycopg.Connection,
+    database_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: float,
+) -> None:
+    """Who is told of it ends the process: what others have done would be done again. It is not waited for without end."""
+    monkeypatch.setattr(crew, "LAST_SECONDS", 0.1)
+    monkeypatch.setattr(writing, "_WRITE_SECONDS", patience)
+    stubborn, paused = Stubborn().enqueue(conn), Paused().enqueue(conn)
+    world = World()
+    handle = make_runner(pool, Stubborn, Paused, context=world, grace=0.05).start()
+    await world.wait("stubborn runs")
+    await world.wait("paused runs")
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT FROM background_jobs WHERE id = %s FOR UPDATE", [paused])
+        world.signal("go on")
+        handle.shutdown()
+        async with asyncio.timeout(PATIENCE):
+            while "would not stop" not in caplog.text:  # noqa: ASYNC110 - a log can't be awaited
+                await asyncio.sleep(0.01)
+        if patience < PATIENCE:
+            assert await ended(handle) == [stubborn]
+            assert "can't be written before the end" in caplog.text
+        else:
+            assert not handle._supervisor.milestones.ended.done()
+    assert await ended(handle) == [stubborn]
+    if patience == PATIENCE:
+        assert conn.execute(ROWS).fetchall() == [CLAIMED]
+    world.signal("may end")
+    await eventually(conn, SESSIONS, [(0,)])
+
+
 async def test_a_second_shutdown_hurries_outcomes_that_cannot_be_written(
     pool: AsyncPool,
     conn: psycopg.Connection,
@@ -119,7 +161,7 @@ async def test_a_second_shutdown_hurries_outcomes_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The grace is for these as well; who calls twice does not want to wait for them."""
-    monkeypatch.setattr(supervisor, "_WRITE_SECONDS", 0.1)
+    monkeypatch.setattr(writing, "_WRITE_SECONDS", 0.1)
     Lone().enqueue(conn)
     world = World()
     handle = make_runner(pool, Lone, context=world, grace=1000.0).start()
@@ -129,7 +171,7 @@ async def test_a_second_shutdown_hurries_outcomes_that_cannot_be_written(
             other.execute("LOCK TABLE background_jobs IN ACCESS EXCLUSIVE MODE")
             world.signal("may end")
             handle.shutdown()
-            while handle._supervisor._writing is None:  # noqa: ASYNC110 - nor can this
+            while not handle._supervisor._writing.is_ending:  # noqa: ASYNC110 - nor can this
                 await asyncio.sleep(0.01)
             handle.shutdown(grace=0.0)
             while "can't be written before the end" not in caplog.text:  # noqa: ASYNC110 - a log can't be awaited
@@ -165,7 +207,7 @@ async def test_an_outcome_that_is_cut_off_keeps_nothing_from_going_back(
     pool: AsyncPool, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The statement that is under way has locked its row: the session ends after it."""
-    monkeypatch.setattr(supervisor, "_WRITE_SECONDS", 0.1)
+    monkeypatch.setattr(writing, "_WRITE_SECONDS", 0.1)
     conn.execute(
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); END'"
     )

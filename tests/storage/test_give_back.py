@@ -6,7 +6,7 @@ import pytest
 
 from tests.storage.engines import Engine, Runner, guards, ids, mail, mails
 from workers.job import ClaimedJob, JobState
-from workers.lifecycle import Bury, Release, Retry, Transition, Wait
+from workers.lifecycle import Bury, Release, Retry, Transition, Wait, clears_crashes
 
 BACK = [Retry(0.0, "boom"), Retry(60.0, "boom"), Wait(0.0), Wait(60.0), Release()]
 names = pytest.mark.parametrize("transition", BACK, ids=repr)
@@ -157,6 +157,37 @@ async def test_twins_that_come_back_together_keep_the_higher_count(
     other.bury()
     [job] = await other.take(suspects=9)
     assert (job.id, job.crashes) == (first.id, 5)
+
+
+@pytest.mark.parametrize("transition", [*BACK, None], ids=repr)
+async def test_a_suspect_that_makes_way_hands_its_count_on(
+    engine: Engine, runner: Runner, transition: Transition | None
+) -> None:
+    """Rules 20 and 26: or deploys would clear a job that kills, as often as it is enqueued while it runs. (None: the session
+    gives it back.) One that came to an end of its own has cleared itself."""
+    [job] = await twins(engine, runner)
+    engine.change(job.id, crashes=3)
+    [waiting] = await engine.storage.enqueue([mail(1, deduplicated=True)])
+    if transition is None:
+        settled = runner.control.release(guards([job]))
+    else:
+        settled = await runner.settle([job], transition)
+    assert list(settled.superseded) == [job.id]
+    [taken] = await runner.take(suspects=9) or await runner.take()
+    crashes = 3 if transition is None or not clears_crashes(transition) else 0
+    assert (taken.id, taken.crashes) == (waiting, crashes)
+
+
+async def test_twins_that_are_given_back_together_keep_the_higher_count(
+    engine: Engine, runner: Runner
+) -> None:
+    """The same without a crash."""
+    first, second = await twins(engine, runner, runner)
+    engine.change(second.id, crashes=4)
+    settled = await runner.settle([first, second], Release())
+    assert list(settled.superseded) == [second.id]
+    [job] = await runner.take(suspects=9)
+    assert (job.id, job.crashes) == (first.id, 4)
 
 
 async def test_close_and_release_with_twins(engine: Engine, runner: Runner, other: Runner) -> None:

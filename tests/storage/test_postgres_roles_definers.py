@@ -192,7 +192,7 @@ def test_what_a_producer_may_do_stays_in_its_transaction(
 def test_what_the_migrator_puts_there_is_not_run_by_others(
     users: Users, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, as_sql: bool
 ) -> None:
-    """Who repeats `workers migrate --roles` may be a superuser."""
+    """Who repeats `workers migrate --roles` may be a superuser. It is no longer one who migrates."""
     with psycopg.connect(users.urls["migrator"]) as migrator:
         migrator.execute("CREATE TABLE seen (who text, what text)")
         for what, result in BETTER.items():
@@ -205,10 +205,18 @@ def test_what_the_migrator_puts_there_is_not_run_by_others(
     if as_sql:
         conn.execute(roles_sql(users.prefix).encode())
     else:
-        known = [*migrations._load(), Migration(2, "0002_second", b"CREATE TABLE later ()")]
-        monkeypatch.setattr(migrations, "_load", lambda: known)
         with conn.transaction():
-            assert migrate(conn) == ["0002_second"]
+            assert migrate(conn) == []
             apply_roles(conn, users.prefix)
             assert conn.execute("SELECT current_setting('search_path')").fetchone() == (path,)
+    # there is something to migrate, or a member of the migrator makes it seem so
+    known = [*migrations._load(), Migration(2, "0002_second", b"CREATE TABLE later ()")]
+    refused = pytest.raises(MigrationError, match=f"members of {users.prefix}_migrator could have")
+    with monkeypatch.context() as patch, refused:
+        patch.setattr(migrations, "_load", lambda: known)
+        migrate(conn)
+    with psycopg.connect(users.urls["migrator"]) as migrator:
+        migrator.execute("ALTER TABLE workers_migrations RENAME TO hidden")
+    with pytest.raises(MigrationError, match=f'GRANT "{users.prefix}_migrator" TO'):
+        migrate(conn)
     assert conn.execute("SELECT * FROM seen").fetchall() == []

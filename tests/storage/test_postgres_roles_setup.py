@@ -59,9 +59,18 @@ def test_an_owner_with_createrole_needs_no_superuser(
     assert migrate(place.url) == []
 
 
-@pytest.mark.parametrize("held", ["worker_sessions", "worker_claims", "dead_jobs"])
-async def test_tables_change_hands_without_a_deadlock(place: Place, held: str) -> None:
-    """Whoever uses one of them and then another goes on, and so do the roles."""
+@pytest.mark.parametrize(
+    "first",
+    [
+        "LOCK TABLE worker_sessions IN ROW EXCLUSIVE MODE",
+        "LOCK TABLE worker_claims IN ROW EXCLUSIVE MODE",
+        "LOCK TABLE dead_jobs IN ROW EXCLUSIVE MODE",
+        "SELECT nextval('background_jobs_id_seq')",
+        "SELECT nextval('background_jobs_position_seq')",
+    ],
+)
+async def test_tables_change_hands_without_a_deadlock(place: Place, first: str) -> None:
+    """Whoever uses one of them, or draws a number, and then uses another goes on, and so do the roles."""
     connect = psycopg.AsyncConnection.connect
     async with (
         await connect(place.url) as runner,
@@ -69,15 +78,40 @@ async def test_tables_change_hands_without_a_deadlock(place: Place, held: str) -
         await connect(place.url, autocommit=True) as asking,
     ):
         await migrate(conn)
-        await runner.execute(f"LOCK TABLE {held} IN ROW EXCLUSIVE MODE")
+        await runner.execute(first.encode())
         applying = asyncio.ensure_future(apply_roles(conn, place.prefix))
-        blockers: list[int] = []
-        while not blockers:
-            cursor = await asking.execute("SELECT pg_blocking_pids(%s)", [conn.info.backend_pid])
-            ((blockers,),) = await cursor.fetchall()
+        await blocked(conn, asking)
         await runner.execute("LOCK TABLE background_jobs IN ROW EXCLUSIVE MODE")
         await runner.commit()
         assert len(await applying) == 4
+
+
+async def test_who_has_read_what_was_applied_keeps_no_job_waiting(place: Place) -> None:
+    """As `migrate` in somebody's open transaction does: the tables are taken after that one."""
+    connect = psycopg.AsyncConnection.connect
+    async with (
+        await connect(place.url) as reader,
+        await connect(place.url) as conn,
+        await connect(place.url, autocommit=True) as asking,
+    ):
+        await migrate(conn)
+        await conn.commit()
+        assert await migrate(reader) == []
+        await reader.execute("SELECT FROM workers_migrations")
+        applying = asyncio.ensure_future(apply_roles(conn, place.prefix))
+        await blocked(conn, asking)
+        await asking.execute("SET lock_timeout = '1ms'")
+        await asking.execute("SELECT workers_enqueue('mail', '{}')")
+        await reader.commit()
+        assert len(await applying) == 4
+
+
+async def blocked(conn: psycopg.AsyncConnection[Any], asking: psycopg.AsyncConnection[Any]) -> None:
+    """Wait until `conn` waits for a lock."""
+    blockers: list[int] = []
+    while not blockers:
+        cursor = await asking.execute("SELECT pg_blocking_pids(%s)", [conn.info.backend_pid])
+        ((blockers,),) = await cursor.fetchall()
 
 
 @pytest.mark.parametrize("cursor", [psycopg.RawCursor, psycopg.ClientCursor])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 
@@ -43,7 +43,7 @@ class Crew:
         self._most_grace = math.inf
         self._finishing: asyncio.Task[None] | None = None
         self._told = False
-        self._tell: Callable[[list[int]], None] = lambda job_ids: None
+        self._tell: Callable[[list[int]], Awaitable[None]] | None = None
 
     def start(self) -> None:
         """Start all workers."""
@@ -73,7 +73,7 @@ class Crew:
         running = [attempt.job for queue in self._queues.values() for attempt in queue.running]
         return [f"{job.id} ({job.job_type})" for job in sorted(running, key=lambda job: job.id)]
 
-    def start_finishing(self, grace: float, tell: Callable[[list[int]], None]) -> None:
+    def start_finishing(self, grace: float, tell: Callable[[list[int]], Awaitable[None]]) -> None:
         """Wait for running jobs, and stop those that are not done when the grace is over. `finished` waits for the end.
 
         Those that would not end are told, and keep their claims, and the caller, until they do.
@@ -119,7 +119,8 @@ class Crew:
                 extra={"job_ids": unfinished},
             )
             self._told = True
-            self._tell(unfinished)
+            if self._tell is not None:
+                await self._tell(unfinished)
             await self._ended()
 
     def _stop_running(self) -> None:
@@ -132,7 +133,9 @@ class Crew:
         self._hurried = True
         self._most_grace = min(self._most_grace, grace)
         if self._grace is not None:
-            self._grace.deadline = min(self._grace.deadline, anyio.current_time() + grace)
+            # not anyio's: it may know of no loop where no task runs, as in the callback of a signal
+            now = asyncio.get_running_loop().time()
+            self._grace.deadline = min(self._grace.deadline, now + grace)
 
     async def _ended(self) -> None:
         while self._tasks:

@@ -37,6 +37,7 @@ from .reports import Reports
 from .session import SessionKeeper, StallHandler
 from .work_queue import WorkQueue
 from .worker import Worker
+from .writing import Writing
 
 __all__ = ["Supervisor"]
 
@@ -44,8 +45,6 @@ logger = logging.getLogger("workers")
 
 #: Seconds that a session gets to begin and end at once, when the runner is shut down while it starts.
 _START_SECONDS = 1.0
-#: After the grace, seconds for outcomes to be written; and for the driver to end the statement that could not.
-_WRITE_SECONDS, _BREAK_OFF_SECONDS = 5.0, 1.0
 
 
 class Supervisor:
@@ -91,13 +90,12 @@ class Supervisor:
         self._keeper = self._make_keeper()
         self._reports.probed_listener = self._listening.probed
         self._crew = Crew(self._queues, self._make_worker, self._die)
-        self._writer: asyncio.Task[None] | None = None
+        self._writing = Writing(self.completer, self._task_ended)
         self._asked = False
         self._shutdown = asyncio.Event()
         self._starting = anyio.CancelScope()
         self.milestones = Milestones()
         self._grace = config.grace
-        self._writing: anyio.CancelScope | None = None
         self._failure: BaseException | None = None
         self._task: asyncio.Task[Any] | None = None
 
@@ -114,9 +112,7 @@ class Supervisor:
         if grace is not None:
             self._grace = min(self._grace, grace) if self._shutdown.is_set() else grace
             self._crew.hurry(grace)
-            if (writing := self._writing) is not None:
-                end = anyio.current_time() + grace + _WRITE_SECONDS
-                writing.deadline = min(writing.deadline, end)
+            self._writing.hurry(grace)
         for claimer in self._claimers.values():
             claimer.close()  # what a claim on its way brings is not begun either
         self._shutdown.set()
@@ -152,7 +148,7 @@ class Supervisor:
             if self._is_closing():
                 raise asyncio.CancelledError
             if not self._starting.cancelled_caught:
-                self._start_writing()
+                self._writing.start()
                 await self._work()
         finally:
             await insist(self._end_session, self._hurry)
@@ -187,23 +183,9 @@ class Supervisor:
     def _make_worker(self, queue: WorkQueue) -> Worker:
         return Worker(queue, self._executor, self._registry, self.ledger, self.completer)
 
-    def _start_writing(self) -> None:
-        self._writer = asyncio.create_task(self.completer.run(), name="workers-completer")
-        self._writer.add_done_callback(self._task_ended)
-
     async def _end_session(self) -> None:
         """Write what is to be written, then give back what is left."""
-        self.completer.close()
-        while self._writer is not None:
-            with anyio.move_on_after(self._grace + _WRITE_SECONDS) as self._writing:
-                await asyncio.wait([self._writer])
-            if not self._writer.done():
-                logger.error("outcomes can't be written before the end: those jobs will run again")
-                await self.completer.break_off(self._writer, _BREAK_OFF_SECONDS)
-            elif self._writer.cancelled():  # like every task of a loop that closes
-                self._start_writing()
-                continue
-            break
+        await self._writing.end(lambda: self._grace)
         self._keeper.stop()
         ended = asyncio.wrap_future(self._keeper.ended)
         if not self._keeper.started.done():
@@ -263,11 +245,15 @@ class Supervisor:
         if not (self._shutdown.is_set() or self._is_closing()):
             self._die(RunnerError("somebody cancelled one of the runner's own tasks"))
 
-    def _left_behind(self, job_ids: list[int]) -> None:
-        if self._failure is None:
-            self.milestones.left_behind(job_ids)
-        else:  # of the two this is what has to be known
-            self.milestones.over(self._death(), known=True)
+    async def _left_behind(self, job_ids: list[int]) -> None:
+        """Tell of jobs that would not end when the outcomes of all others are written: the process may end then."""
+        try:
+            await self._writing.flush()
+        finally:
+            if self._failure is None:
+                self.milestones.left_behind(job_ids)
+            else:  # of the two this is what has to be known
+                self.milestones.over(self._death(), known=True)
 
     def _death(self) -> RunnerError:
         error = RunnerError(f"the runner died: {self._failure!r}")

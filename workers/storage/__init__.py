@@ -82,7 +82,7 @@ def storage_of(target: StorageTarget, *, listen: bool = True) -> Storage:
 async def open_storage(target: StorageTarget) -> AsyncIterator[Storage]:
     """The engine that `target` means, opened: for reading, and for requeueing dead jobs.
 
-    Raises ConfigurationError, StorageUnavailableError, and MigrationError when the tables are missing.
+    Raises ConfigurationError, StorageUnavailableError, and MigrationError when the tables are missing or older.
     """
     storage = storage_of(target, listen=False)
     try:

@@ -135,9 +135,14 @@ class Tables:
         )
 
     def wait(self, row: Row, run_at: float | None = None) -> bool:
-        """Make a row wait, from now or until `run_at`; False where an identical one does: then it makes way."""
-        if row.deduplicated and self._waiting.setdefault(row.identity, row.id) != row.id:
+        """Make a row wait, from now or until `run_at`.
+
+        False where an identical one does: then it makes way, and that one takes over its crashes.
+        """
+        if row.deduplicated and (first := self._waiting.setdefault(row.identity, row.id)) != row.id:
             self.rows.pop(row.id, None)
+            twin = self.rows[first]
+            twin.crashes = max(twin.crashes, row.crashes)
             return False
         row.session, row.token = None, 0
         row.run_at, row.position = run_at, next(self._positions)
@@ -186,9 +191,6 @@ class Tables:
                 written.append(row.id)
                 continue
             superseded.append(row.id)
-            if crashed:
-                twin = self.rows[self._waiting[row.identity]]
-                twin.crashes = max(twin.crashes, row.crashes)
         self.announce(given, suspects=crashed)
         return Settled(written, superseded)
 

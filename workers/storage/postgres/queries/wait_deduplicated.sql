@@ -1,5 +1,6 @@
 -- The same for deduplicated jobs, which may meet an identical waiting row, or a twin of their own batch. An UPDATE would
 -- raise; so the row is taken out and put back under its own id, and makes way where an identical one waits (superseded).
+-- A crash is the work's, not the row's: the identical job that waits takes over the count, as in rescue_deduplicated.sql.
 -- The insert waits for a transaction that is just enqueueing an identical job: callers bound that with lock_timeout.
 WITH guard AS (
     SELECT *
@@ -13,6 +14,19 @@ WITH guard AS (
     WHERE job.id = ANY(%(ids)s::bigint[]) AND job.session_id = %(session)s
         AND job.id = guard.id AND job.claim_token = guard.token
     RETURNING job.*, guard.delay, guard.error, guard.counted, guard.cleared
+), keyed AS MATERIALIZED (
+    SELECT *, max(CASE WHEN cleared THEN 0 ELSE crashes END) OVER (PARTITION BY key) AS after
+    FROM (SELECT *, workers_dedup_key(job_type, data, priority) AS key FROM gone) AS given
+), twin AS MATERIALIZED (
+    SELECT job.id, job.dedup_key AS key
+    FROM background_jobs AS job
+    WHERE job.dedup_key = ANY(ARRAY(SELECT key FROM keyed WHERE after > 0))
+    FOR UPDATE SKIP LOCKED
+), marked AS (
+    UPDATE background_jobs AS job
+    SET crashes = greatest(job.crashes, keyed.after)
+    FROM twin JOIN (SELECT DISTINCT key, after FROM keyed) AS keyed ON keyed.key = twin.key
+    WHERE job.id = twin.id AND job.id = ANY(ARRAY(SELECT id FROM twin))
 ), back AS (
     INSERT INTO background_jobs AS job (
         id, job_type, data, retries, last_retry, created_at, priority, crashes, deduplicated, queue, run_at, dedup_key, last_error
@@ -21,9 +35,8 @@ WITH guard AS (
         id, job_type, data,
         CASE WHEN counted THEN least(retries, 2147483646) + 1 ELSE retries END,
         CASE WHEN counted THEN now() ELSE last_retry END,
-        created_at, priority, CASE WHEN cleared THEN 0 ELSE crashes END, true, queue,
-        workers_run_at(NULL, delay), workers_dedup_key(job_type, data, priority), coalesce(error, last_error)
-    FROM gone
+        created_at, priority, after, true, queue, workers_run_at(NULL, delay), key, coalesce(error, last_error)
+    FROM keyed
     ORDER BY id
     ON CONFLICT (dedup_key) WHERE dedup_key IS NOT NULL DO NOTHING
     RETURNING job.id, job.queue, job.priority, job.position, job.run_at
