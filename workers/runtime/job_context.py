@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from .. import telemetry
@@ -14,6 +16,13 @@ from .attempt import Attempt
 __all__ = ["begin", "furnish"]
 
 logger = logging.getLogger("workers")
+
+#: Where sniffio, if it is installed, is told which kind of loop runs.
+_library: ContextVar[str | None] | None = None
+with suppress(ImportError):
+    import sniffio
+
+    _library = sniffio.current_async_library_cvar
 
 
 def begin(
@@ -31,6 +40,9 @@ def begin(
 def furnish(attempt: Attempt) -> None:
     """What is found in the job's own context."""
     current.set(attempt)
+    if _library is not None and not attempt.type.is_async:
+        # the context may say that of an event loop, and this is a thread without one
+        _library.set(None)
     job = attempt.job
     if attempt.type.secrets and (hide := attempt.hide) is not None:
         hiding.set(hide)
