@@ -7,7 +7,7 @@ PARALLEL = -n auto --dist loadfile
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-verbose lint fmt typecheck ci bench faults stress fuzz clean
+.PHONY: help setup test test-verbose lint fmt typecheck ci minimums bench faults stress fuzz clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s%s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ ci: $(STAMP) ## lint, typecheck, and the tests on two major versions of PostgreS
 	@$(MAKE) --no-print-directory typecheck ARGS=
 	@$(RUN) tests.helpers.matrix $(PARALLEL) $(ARGS)
 
+minimums: $(STAMP) ## run the tests with the oldest versions of other packages that pyproject.toml allows, in .venv-minimums
+	@$(RUN) tests.helpers.minimums $(PARALLEL) $(ARGS)
+
 bench: $(STAMP) ## run the benchmarks: a table, and results and pictures in benchmarks/out
 	@$(RUN) benchmarks $(ARGS)
 
@@ -64,5 +67,5 @@ fuzz: $(STAMP) ## look for inputs that nobody thought of: 5,000 examples of each
 	@$(RUN) tests.fuzz
 
 clean: ## remove .venv and everything else that these commands made
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist benchmarks/out
+	@rm -rf .venv .venv-minimums .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist benchmarks/out
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
