@@ -21,7 +21,7 @@ from .bench import Options, fresh_schema, interleave, rows, run
 from .report import Result, Sample, summarize
 from .waiting import until
 
-__all__ = ["WARM_UP", "Arrivals", "latency", "library_latency"]
+__all__ = ["WARM_UP", "Arrivals", "bare_latency", "latency", "library_latency"]
 
 RATE = 50.0
 #: Not counted: until the statements of both sides are prepared.
@@ -101,7 +101,7 @@ def latency(options: Options) -> Result:
 
     def bare() -> Sample:
         with fresh_schema(options) as dsn:
-            return run(options, _bare(dsn, n))
+            return run(options, bare_latency(dsn, n))
 
     pairs = interleave(options.pairs, library, bare)
     ratios = [(sample.p50_ms or 0) / (limit.p50_ms or 1) for sample, limit in pairs]
@@ -125,8 +125,14 @@ async def library_latency(dsn: str, n: int, arrivals: Arrivals | None = None) ->
     return sample
 
 
-async def _bare(dsn: str, n: int) -> Sample:
-    arrivals = Arrivals()
+async def bare_latency(
+    dsn: str,
+    n: int,
+    arrivals: Arrivals | None = None,
+    note: Callable[[str], None] = lambda stage: None,
+) -> Sample:
+    """The same without the library. `note` is told when a notification is here, a claim is sent and has come."""
+    arrivals = arrivals or Arrivals()
     connect = psycopg.AsyncConnection.connect
     async with (
         await connect(dsn, autocommit=True) as producer,
@@ -140,8 +146,12 @@ async def _bare(dsn: str, n: int) -> Sample:
         async def work() -> None:
             hint = 0
             async for _ in listener.notifies():
+                note("notified")
+                note("claiming")
                 await cursor.execute(_BARE_CLAIM, {"hint": hint}, prepare=True)
-                for number, position in await cursor.fetchall():
+                rows = await cursor.fetchall()
+                note("claimed")
+                for number, position in rows:
                     arrivals.arrived(number)
                     hint = position
 

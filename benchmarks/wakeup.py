@@ -1,10 +1,11 @@
-"""Where the time of a wake-up goes: what `latency` measures as a whole, stage by stage.
+"""Where the time of a wake-up goes: what `latency` measures as a whole, stage by stage, and those of the bare path in turns.
 
 The stages are told apart by wrapping three places of the library, which costs some microseconds itself.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from bisect import bisect
@@ -16,22 +17,26 @@ from typing import Any
 
 from workers.storage.postgres import claim_link, listener
 
-from .bench import Options, fresh_schema, run
-from .latency import WARM_UP, Arrivals, library_latency
-from .report import Result, summarize
+from .bench import Options, fresh_schema, interleave, run
+from .latency import WARM_UP, Arrivals, bare_latency, library_latency
+from .report import Result, Sample, summarize
 
 __all__ = ["WakeupResult", "wakeup"]
 
 
 class WakeupResult(Result, kw_only=True, omit_defaults=True):
     """Medians in microseconds. `notice_us`: from the enqueue call until its notification is here; `to_claim_us`: until
-    the claim is sent; `claim_us`: its round trip; `to_job_us`: from its reply to the first line of the job. `slow_*`: the
-    same of the slowest hundredth of the jobs."""
+    the claim is sent; `claim_us`: its round trip; `to_job_us`: from its reply to the first line of the job. `bare_*`: the
+    same of the bare path; `slow_*`: of the library's slowest hundredth of the jobs."""
 
     notice_us: float
     to_claim_us: float
     claim_us: float
     to_job_us: float
+    bare_notice_us: float
+    bare_to_claim_us: float
+    bare_claim_us: float
+    bare_to_job_us: float
     slow_notice_us: float
     slow_to_claim_us: float
     slow_claim_us: float
@@ -48,8 +53,10 @@ class _Stamps:
         self.times[what].append(time.perf_counter())
 
     def after(self, moment: float, what: str) -> float:
+        """The first time after that."""
         times = self.times[what]
-        return times[bisect(times, moment)]
+        place = bisect(times, moment)
+        return times[place] if place < len(times) else math.inf
 
 
 class _Noting(Arrivals):
@@ -69,29 +76,42 @@ class _Noting(Arrivals):
 
 
 def wakeup(options: Options) -> WakeupResult:
-    """300 jobs at 50 a second (60 when quick). No limit is measured: `ratio` is 1."""
+    """300 jobs at 50 a second (60 when quick). `ratio`: p50 over the bare path's."""
     n = options.pick(full=300, quick=60, tiny=10)
-    stamps = _Stamps()
-    with fresh_schema(options) as dsn, _stamped(stamps):
-        sample = run(options, library_latency(dsn, n, _Noting(stamps)))
-    wakeups = sorted((_stages(stamps, sent) for sent in stamps.times["sent"][WARM_UP:]), key=sum)
-    slow = wakeups[-max(1, n // 100) :]
-    return summarize(
-        WakeupResult,
-        "wakeup",
-        n,
-        [(sample, sample)],
-        **_medians(wakeups, ""),
-        **_medians(slow, "slow_"),
-    )
+    wakeups: list[list[float]] = []
+    bare_wakeups: list[list[float]] = []
+
+    def library() -> Sample:
+        stamps = _Stamps()
+        with fresh_schema(options) as dsn, _stamped(stamps):
+            sample = run(options, library_latency(dsn, n, _Noting(stamps)))
+        wakeups.extend(_stages(stamps))
+        return sample
+
+    def bare() -> Sample:
+        stamps = _Stamps()
+        with fresh_schema(options) as dsn:
+            sample = run(options, bare_latency(dsn, n, _Noting(stamps), stamps.now))
+        bare_wakeups.extend(_stages(stamps))
+        return sample
+
+    pairs = interleave(options.pairs, library, bare)
+    ratios = [(sample.p50_ms or 0) / (limit.p50_ms or 1) for sample, limit in pairs]
+    slow = sorted(wakeups, key=sum)[-max(1, len(wakeups) // 100) :]
+    stages = _medians(wakeups, "") | _medians(bare_wakeups, "bare_") | _medians(slow, "slow_")
+    return summarize(WakeupResult, "wakeup", n, pairs, ratios, **stages)
 
 
-def _stages(stamps: _Stamps, sent: float) -> list[float]:
-    """The seconds that each stage took of the job that was sent then."""
-    moments = [sent]
-    for what in ("notified", "claiming", "claimed", "job"):
-        moments.append(stamps.after(moments[-1], what))
-    return [after - before for before, after in pairwise(moments)]
+def _stages(stamps: _Stamps) -> list[list[float]]:
+    """The seconds that each stage took of each job, after the warm-up, that no claim found which was on its way already."""
+    found = []
+    for sent, following in pairwise([*stamps.times["sent"][WARM_UP:], math.inf]):
+        moments = [sent]
+        for what in ("notified", "claiming", "claimed", "job"):
+            moments.append(stamps.after(moments[-1], what))
+        if moments[-1] < following:
+            found.append([after - before for before, after in pairwise(moments)])
+    return found
 
 
 def _medians(wakeups: list[list[float]], prefix: str) -> dict[str, float]:

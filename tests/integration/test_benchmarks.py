@@ -30,6 +30,8 @@ MORE = {
         "to_claim_us",
         "claim_us",
         "to_job_us",
+        "bare_notice_us",
+        "bare_claim_us",
         "slow_notice_us",
         "slow_claim_us",
     },
