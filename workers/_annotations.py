@@ -69,7 +69,7 @@ def resolve(cls: type, frames: tuple[FrameType, ...]) -> None:
     for name, value in annotations.items():
         if name in fields:
             annotations[name] = fields[name].type = _evaluate(cls, name, value, module, names)
-        elif isinstance(value, str):
+        elif not isinstance(value, type):
             # no field: of no use to anyone here, and its names may exist for type checkers only
             annotations[name] = ClassVar
     cls.__annotations__ = annotations
@@ -78,8 +78,11 @@ def resolve(cls: type, frames: tuple[FrameType, ...]) -> None:
 def _evaluate(
     cls: type, field: str, value: object, module: dict[str, Any], names: ChainMap[str, Any]
 ) -> Any:
-    holder = SimpleNamespace(__annotations__={field: value})
+    annotation = value
     try:
+        if isinstance(value, str):  # as a class's own: Final is allowed there
+            annotation = typing.ForwardRef(value, is_argument=False, is_class=True)
+        holder = SimpleNamespace(__annotations__={field: annotation})
         return typing.get_type_hints(holder, module, names, include_extras=True)[field]
     except NameError as error:
         raise RegistrationError(

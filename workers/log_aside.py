@@ -9,6 +9,8 @@ import logging
 import threading
 from contextvars import copy_context
 
+from .loggers import own_fields
+
 __all__ = ["Aside", "aside"]
 
 #: Seconds that a record is waited for: nearly always it is out at once, and what comes next may be the end of the process.
@@ -64,3 +66,4 @@ class Aside(logging.Logger):
 
 #: The library's logger, for the session thread and for processes that are about to end.
 aside = Aside("workers")
+own_fields(aside)

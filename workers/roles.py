@@ -25,6 +25,7 @@ from .migrations import (
     migration_file,
     run_steps,
 )
+from .storage.postgres.literals import text_array
 
 __all__ = ["PREFIX", "apply_roles", "role_names", "roles_sql"]
 
@@ -156,11 +157,11 @@ def _apply(prefix: str, names: list[str], own_transaction: bool) -> Steps[list[s
 def _look(prefix: str, names: list[str], schema: str, oid: int) -> Steps[None]:
     """Raise MigrationError where something is in the way."""
     migrator = names[-1]
-    found = yield _SCHEMA, (names, migrator, oid)
+    found = yield _SCHEMA, (text_array(names), migrator, oid)
     if other := (yield _OTHER_MIGRATOR, (schema, migrator)):
         raise MigrationError(_one_prefix(other[0][0], prefix))
     _check_schema(names, *found[0])
-    _check_user(names, *(yield _USER, (names, migrator))[0])
+    _check_user(names, *(yield _USER, (text_array(names), migrator))[0])
     owners = yield _OWNERS, (oid, oid, oid)
     if owners:
         owner, owned = owners[0]

@@ -32,6 +32,7 @@ from .background_job import BackgroundJob
 from .hiding import Hiding, hiding
 from .job import ClaimedJob
 from .lifecycle import Bury, Crashed, Discarded, Outcome, Transition
+from .loggers import JOBS
 
 if TYPE_CHECKING:
     from sentry_sdk._types import Event, Hint
@@ -40,8 +41,6 @@ __all__ = ["flush", "install"]
 
 logger = logging.getLogger("workers")
 
-#: The records of single jobs go here; deaths among them reach Sentry by way of telemetry, with all that belongs to them.
-JOBS_LOGGER = "workers.jobs"
 #: Their local variables hold payloads or connection strings when the library called them.
 _DRIVERS = ("psycopg", "psycopg_pool", "sqlalchemy", "django")
 
@@ -88,7 +87,8 @@ def _prepare() -> bool:
         return False
     with _preparing:
         if not _prepared:
-            ignore_logger(JOBS_LOGGER)
+            # deaths among these reach Sentry by way of telemetry, with all that belongs to them
+            ignore_logger(JOBS)
             add_global_event_processor(_without_local_variables)
             add_global_repr_processor(_without_payload)
             _prepared = True

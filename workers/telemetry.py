@@ -160,4 +160,6 @@ def emit(event: Event) -> None:
         try:
             callback(event)
         except BaseException:  # a subscriber must not cost the runner more than its own event
-            logger.exception("a telemetry subscriber failed", extra={"event": type(event).__name__})
+            logger.exception(
+                "a telemetry subscriber failed", extra={"event_type": type(event).__name__}
+            )

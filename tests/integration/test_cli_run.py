@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,3 +247,32 @@ def test_runner_that_can_not_start_says_why(shop: Shop, raw_database_url: str) -
     assert err.splitlines()[-1].startswith("Error: ")
     assert "run `workers migrate`" in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+SLOW = """
+import sys, time
+print("importing", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_container_that_is_stopped_while_it_starts(shop: Shop) -> None:
+    """The kernel keeps from process 1 what it does not handle: the signal would be lost, and jobs begun that are killed."""
+    (shop.directory / "slow.py").write_text(SLOW)
+    apart = ["unshare", "--pid", "--fork", "--kill-child"]
+    try:
+        subprocess.run([*apart, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no process namespaces here: {error}")
+    command = [*apart, sys.executable, "-m", "workers", "run", "--app", "slow:runner"]
+    with subprocess.Popen(
+        command, cwd=shop.directory, env=shop.environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "importing\n"
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            os.kill(int(children), signal.SIGTERM)
+            assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+        finally:
+            process.kill()

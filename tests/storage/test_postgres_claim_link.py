@@ -64,6 +64,29 @@ async def test_claims_go_over_a_connection_of_their_own(engine: PostgresEngine) 
     assert engine.conn.execute(LAST, [pid]).fetchone() == (True, False)
 
 
+async def raw_cursors(conn: psycopg.AsyncConnection[Any]) -> None:
+    conn.cursor_factory = psycopg.AsyncRawCursor
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"configure": raw_cursors}, {"kwargs": {"prepare_threshold": 0}}],
+    ids=["raw cursors", "always prepared"],
+)
+async def test_it_is_made_whatever_the_pools_connections_are_like(
+    database_url: str, settings: dict[str, Any]
+) -> None:
+    """It has all that they have, but speaks as we do."""
+    async with PostgresEngine.opened(database_url, max_size=1, **settings) as engine:
+        runner = engine.runner()
+        await engine.storage.enqueue(mails(3))
+        await runner.take(1)
+        pid = await made(engine)
+        for _ in range(2):
+            assert len(await runner.take(1)) == 1
+        assert engine.conn.execute(LAST, [pid]).fetchone() == (True, False)
+
+
 async def test_claims_of_two_queues_do_not_wait_for_each_other(engine: PostgresEngine) -> None:
     """One is held up by a lock; the other goes through the pool meanwhile."""
     runner, held_up = engine.runner(), engine.runner("held up")

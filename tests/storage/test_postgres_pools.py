@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
+from psycopg.types.array import ListBinaryDumper, ListDumper
+from psycopg.types.json import JsonbDumper
 from psycopg_pool import AsyncConnectionPool
 
 from tests.helpers.role_users import opened_users
@@ -170,6 +172,41 @@ async def test_isolation_set_in_the_driver(
         engine.conn.execute(ASSERT_READ_COMMITTED)
         await use(engine)
         assert await profile(engine.pool) == before
+
+
+@pytest.fixture
+def lists_are_json() -> Iterator[None]:
+    """As applications have it that store lists."""
+    psycopg.adapters.register_dumper(list, JsonbDumper)
+    yield
+    for dumper in (ListDumper, ListBinaryDumper):
+        psycopg.adapters.register_dumper(list, dumper)
+
+
+async def test_lists_that_are_something_else_to_the_application(
+    database_url: str, warm_server: None, lists_are_json: None
+) -> None:
+    """Ours are arrays."""
+    async with PostgresEngine.opened(database_url) as engine:
+        await use(engine)
+
+
+async def test_a_connection_class_that_connects_in_its_own_way(
+    database_url: str, warm_server: None
+) -> None:
+    """The runner's own connections are of another class. Who can't see why they fail is told."""
+
+    class Elsewhere(psycopg.AsyncConnection[Any]):
+        @classmethod
+        async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+            return await super().connect(database_url, **kwargs)
+
+    nowhere = connection_url(database_url, dbname="nowhere")
+    opened = PostgresEngine.opened(nowhere, conn_url=database_url, connection_class=Elsewhere)
+    async with opened as engine:
+        assert await engine.storage.enqueue(mails(1))
+        with pytest.raises(StorageUnavailableError, match=r"nowhere.*let `kwargs` or `conninfo`"):
+            await anyio.to_thread.run_sync(engine.storage.control().open, "in a thread", 15.0)
 
 
 async def test_callable_conninfo_and_kwargs(database_url: str, warm_server: None) -> None:

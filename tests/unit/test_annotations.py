@@ -6,7 +6,7 @@ import inspect
 import sys
 from dataclasses import dataclass
 from threading import Thread
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
 import pytest
 
@@ -131,6 +131,13 @@ def test_class_variables_may_be_for_type_checkers_only() -> None:
     assert describe(Cached).codec.encode(Cached()) == '{"text":""}'
 
 
+def test_a_field_may_be_final() -> None:
+    class Fixed(Quiet):
+        number: Final[int]
+
+    assert describe(Fixed).codec.encode(Fixed(number=1)) == '{"number":1}'
+
+
 @pytest.mark.parametrize("annotation", ["1 +", "dataclasses.InitVar[int]", "object", "len"])
 def test_an_annotation_that_is_no_type_is_refused(annotation: str) -> None:
     odd: Any = type("Odd", (Quiet,), {"__annotations__": {"a": annotation}, "__module__": __name__})
@@ -139,7 +146,7 @@ def test_an_annotation_that_is_no_type_is_refused(annotation: str) -> None:
 
 
 LATE = """
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from workers import BackgroundJob, Runner
 
 if TYPE_CHECKING:
@@ -147,6 +154,7 @@ if TYPE_CHECKING:
 
 class Late(BackgroundJob[Any]):
     text: str = ""
+    cache: ClassVar[dict[str, Context]] = {}
 
     async def run(self, ctx: Context) -> Defined: ...
     def backoff(attempt: Attempts) -> Defined: return 1.0

@@ -99,6 +99,17 @@ def test_what_a_job_logs_has_none_of_its_secrets(formatter: logging.Formatter) -
     assert "canary-4711" in render(formatter, record)
 
 
+def test_loggers_that_the_application_has_disabled_are_heard(
+    root: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `logging.config` does by default, with all that are there before."""
+    ours = [logging.getLogger(name) for name in ("workers", "workers.jobs")]
+    for logger in ours:
+        monkeypatch.setattr(logger, "disabled", True)
+    logs.configure(None, None)
+    assert not any(logger.disabled for logger in ours)
+
+
 def test_applications_handlers_stay_unless_asked(
     root: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from workers.lifecycle import (
     Transition,
     Wait,
 )
+from workers.log_aside import aside
 from workers.runtime.job_log import job_logger, log_end, spoken
 
 JOB = ClaimedJob(7, "send", "emails", 0, "{}", 1, 0, False, 99)
@@ -158,3 +161,31 @@ def test_a_policy_that_raises_is_an_error_of_its_own(
     assert record.exc_info is not None
     assert record.exc_info[1] is ERROR
     assert record.__dict__["job_id"] == 7
+
+
+@pytest.fixture
+def foreign_fields() -> Iterator[None]:
+    """An application that puts fields of its own on every record, as it knows no job."""
+    before = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        record.__dict__ |= dict.fromkeys(("job_id", "job_type", "queue", "attempt", "session"))
+        return record
+
+    logging.setLogRecordFactory(factory)
+    yield
+    logging.setLogRecordFactory(before)
+
+
+def test_fields_of_a_record_factory_give_way(
+    caplog: pytest.LogCaptureFixture, foreign_fields: None
+) -> None:
+    """Logging would raise: nothing would be said about jobs, and runners would die of what else they say."""
+    log_end(JOB, 3, Failed("...", ERROR), Bury("failed"), 0.25)
+    logging.getLogger("workers").warning("of one", extra={"job_id": 7, "session": 3})
+    aside.warning("from elsewhere", extra={"job_id": 7, "session": 3})
+    aside.flush(10.0)
+    assert [record.getMessage() for record in caplog.records][1:] == ["of one", "from elsewhere"]
+    found = [(vars(record)["job_id"], vars(record)["session"]) for record in caplog.records]
+    assert found == [(7, 3)] * 3

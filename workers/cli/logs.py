@@ -10,6 +10,7 @@ from typing import Any
 from ..current import current
 from ..errors import WorkersError
 from ..hiding import hiding, without_passwords
+from ..loggers import JOBS, enable
 
 __all__ = ["FORMATS", "LEVELS", "configure"]
 
@@ -23,6 +24,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 def configure(level: str | None, format: str | None) -> None:
     """Set up the root logger. What was not asked for is left alone where the application has handlers of its own."""
+    enable()  # an application that has set up logging has disabled them, maybe without knowing
     root = logging.getLogger()
     if format is not None or not root.handlers:
         handler = logging.StreamHandler()
@@ -50,7 +52,7 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = vars(record)
         text = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"
-        names = ("job_id", "job_type", *_SHOWN) if record.name != "workers.jobs" else _SHOWN
+        names = ("job_id", "job_type", *_SHOWN) if record.name != JOBS else _SHOWN
         if shown := [f"{name}={fields[name]}" for name in names if name in fields]:
             text += "  " + " ".join(shown)
         for more in _details(self, record):

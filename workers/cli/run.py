@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -120,6 +121,10 @@ def run(
           async with Mailer() as mailer:
               yield Runner(database_url, mailer).register_job_type(SendEmail)
     """
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # of a container's first process: the kernel keeps from it what it does not handle, and a SIGTERM while the
+        # application is imported would be lost
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     if log_level == "debug":
         show_tracebacks(context, True)
     if processes is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..job import ClaimedJob
 from ..lifecycle import Archive, Bury, Completed, Failed, Outcome, Retry, Transition
+from ..loggers import JOBS
 from .failure import describe
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
     "spoken",
 ]
 
-job_logger = logging.getLogger("workers.jobs")
+job_logger = logging.getLogger(JOBS)
 
 
 def spoken(seconds: float) -> str:

@@ -14,6 +14,7 @@ from psycopg.rows import tuple_row
 from ...errors import RIGHTS, StorageRejectedError, StorageUnavailableError
 from .fitting import Fitted, Fitting, fetch_on
 from .lender import Lender
+from .literals import plain
 
 __all__ = [
     "PLANNER",
@@ -174,7 +175,7 @@ class Checkout:
         ) -> Sequence[tuple[Any, ...]]:
             # several statements in one message are a transaction of their own
             async with psycopg.AsyncClientCursor(conn, row_factory=tuple_row) as cursor:
-                await cursor.execute(first + text, params)
+                await cursor.execute(first + text, plain(params))
                 while cursor.nextset():
                     pass
                 return await cursor.fetchall() if cursor.description else []

@@ -119,12 +119,15 @@ class ClaimLink:
     def _is_time(self) -> bool:
         """To make one. Through a pooler it would be none of its own."""
         return (
-            self._making is None and self._clock() >= self._again_at and not self._checkout.pooled
+            # done: of an eager task that failed at once
+            (self._making is None or self._making.done())
+            and self._clock() >= self._again_at
+            and not self._checkout.pooled
         )
 
     async def _make(self) -> None:
         try:
-            self._cursor = (await self._connected()).cursor(row_factory=tuple_row)
+            self._cursor = _cursor(await self._connected())
             self._again_in = _AGAIN_FIRST
             self._look_at = self._clock() + _LOOK_FIRST
         except (psycopg.Error, OSError) as error:
@@ -139,11 +142,14 @@ class ClaimLink:
         try:
             link.patience = SETUP_SECONDS
             await self._checkout.fit(link)
-            if await _free(link.cursor(row_factory=tuple_row)) < _FREE_TO_MAKE:
+            if await _free(_cursor(link)) < _FREE_TO_MAKE:
                 raise psycopg.OperationalError("the server has few connections left")
             # when our own patience is over the connection is closed, and a server that waits for a lock does not notice
             limits = {"statement_timeout": f"{1000 * STATEMENT_SECONDS:.0f}"}
-            await link.execute(settings("SET", CLAIM_PLANNER | limits).encode())
+            command = settings("SET", CLAIM_PLANNER | limits).encode()
+            await link.execute(
+                command, prepare=False
+            )  # the pool's may be prepared at once, and this is several
             link.patience = STATEMENT_SECONDS
         except BaseException:
             link.pgconn.finish()
@@ -216,6 +222,11 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await task  # or its traceback would keep a connection that was being made
             return
+
+
+def _cursor(link: AsyncLink) -> _Cursor:
+    """Not of the link's own kind, which the pool's `configure` may have set: it may know no names of parameters."""
+    return psycopg.AsyncCursor(link, row_factory=tuple_row)
 
 
 async def _free(cursor: _Cursor) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -75,7 +76,8 @@ class Connector:
             dsn, kwargs = asyncio.run(self._resolve())
         else:
             dsn, kwargs = _prepared(pool.conninfo, pool.kwargs)
-        link = Link.connect(dsn, **kwargs | {"autocommit": True})
+        with self._explained():
+            link = Link.connect(dsn, **kwargs | {"autocommit": True})
         try:
             if self._pooled():
                 link.prepare_threshold = None
@@ -90,7 +92,8 @@ class Connector:
     async def connect_async(self, *, bare: bool = False) -> AsyncLink:
         """An asynchronous autocommit connection, configured as the pool's are; `bare`: without any setting of ours."""
         dsn, kwargs = await self._resolve()
-        link = await AsyncLink.connect(dsn, **kwargs)
+        with self._explained():
+            link = await AsyncLink.connect(dsn, **kwargs)
         try:
             if self._pool._configure is not None:  # psycopg_pool has no public way
                 link.configure = self._configure
@@ -105,6 +108,19 @@ class Connector:
             raise
         link.patience = None
         return link
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A class that fetches a password when it connects, say, is no use to connections of another class."""
+        try:
+            yield
+        except psycopg.Error as error:
+            if not _connects_itself(self._pool.connection_class):
+                raise
+            raise psycopg.OperationalError(
+                f"{error} (the pool's connection_class has a `connect` of its own, which the runner's own connections can't "
+                "use: let `kwargs` or `conninfo` of the pool be a function that returns what it adds)"
+            ) from error
 
     async def _resolve(self) -> tuple[str, dict[str, Any]]:
         values = []
@@ -134,6 +150,16 @@ class Connector:
             settings["search_path"] = search_path
         pairs = (sql.SQL("({}, {})").format(name, value) for name, value in settings.items())
         return sql.SQL(_SET).format(sql.SQL(", ").join(pairs))
+
+
+def _connects_itself(kind: type) -> bool:
+    """Whether it, or a class that it comes from, has another `connect` than the driver's."""
+    for base in kind.__mro__:
+        if base is psycopg.AsyncConnection:
+            return False
+        if "connect" in vars(base):
+            return True
+    return False
 
 
 def with_defaults(dsn: str, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from psycopg.rows import tuple_row
 from ...errors import StorageUnavailableError
 from .checkout import PLANNER, STATEMENT_SECONDS, settings
 from .links import Link
+from .literals import plain
 
 __all__ = ["USER_TIMEOUT", "ControlLink"]
 
@@ -103,7 +104,7 @@ class ControlLink:
 
     def fetch(self, sql: str, **params: Any) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
-        conn = self._connected()
+        conn, params = self._connected(), plain(params)
         if not self.pooled or conn.pgconn.transaction_status != TransactionStatus.IDLE:
             with conn.cursor(row_factory=tuple_row) as cursor:
                 cursor.execute(sql, params)

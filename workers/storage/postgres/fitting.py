@@ -15,6 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ...errors import StorageRejectedError
+from .literals import plain
 
 __all__ = ["Fitted", "Fitting", "fetch_on"]
 
@@ -190,7 +191,7 @@ async def fetch_on(
 ) -> Sequence[tuple[Any, ...]]:
     """Run one statement on `conn` with plain tuples, whatever its own row and cursor factories."""
     async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
-        await cursor.execute(sql, params, prepare=prepare)
+        await cursor.execute(sql, plain(params), prepare=prepare)
         return await cursor.fetchall() if cursor.description else []
 
 

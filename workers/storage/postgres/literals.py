@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-__all__ = ["integer_array", "number_array", "text_array"]
+__all__ = ["integer_array", "number_array", "plain", "text_array"]
+
+
+def plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` with their lists as literals: an application may have made lists something else for psycopg, jsonb say."""
+    return {
+        name: _array(value) if isinstance(value, list) else value for name, value in params.items()
+    }
+
+
+def _array(values: list[Any]) -> str:
+    texts = any(isinstance(value, str) for value in values)
+    return text_array(values) if texts else number_array(values)
 
 
 def number_array(values: Iterable[float | None]) -> str:
