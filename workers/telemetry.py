@@ -145,8 +145,9 @@ class Subscription(AbstractContextManager["Subscription"]):
 
 
 def subscribe(callback: Callable[[E], object], *kinds: type[E]) -> Subscription:
-    """Call `callback` with each event of the given types (all types when none is given)."""
-    return Subscription(callback, kinds or tuple(Event.__subclasses__()))
+    """Call `callback` with each event of the given types (all types when none is given, or Event itself)."""
+    chosen = kinds if kinds and Event not in kinds else tuple(Event.__subclasses__())
+    return Subscription(callback, chosen)
 
 
 def wanted(kind: type[Event]) -> bool:

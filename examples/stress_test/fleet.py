@@ -102,6 +102,8 @@ class Fleet:
     async def _tend(self, child: Child) -> None:
         """Listen to `child` until it ends; put another in its place when it was killed."""
         self._children.add(child)
+        if self._stopping:  # it was just being started
+            child.process.terminate()
         await asyncio.gather(self._listen(child), self._relay(child))
         code = await child.process.wait()
         self._children.discard(child)

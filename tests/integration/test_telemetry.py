@@ -98,6 +98,15 @@ async def test_the_transition_is_what_is_written(pool: AsyncPool, conn: psycopg.
     assert found == {"note": (Completed(), Delete()), "keep": (Completed(), Archive("completed"))}
 
 
+def test_event_means_all_of_them() -> None:
+    """As it does to a type checker."""
+    heard: list[telemetry.Event] = []
+    with subscribe(heard.append, telemetry.Event):
+        telemetry.emit(event := telemetry.SessionStarted(session=1))
+    telemetry.emit(event)
+    assert heard == [event]
+
+
 async def test_a_death_is_told_in_the_context_of_its_job(
     pool: AsyncPool, conn: psycopg.Connection
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.runtime.failure import MAX_ERROR, describe, storable
+from workers.runtime.failure import MAX_ERROR, describe, storable, told
 
 
 @given(st.text(st.characters(codec=None), max_size=50))
@@ -65,6 +65,19 @@ class BadClass(Exception):  # noqa: N818
 def test_an_exception_that_misbehaves() -> None:
     """Nothing that it does when it is asked escapes."""
     assert "BadClass" in describe(BadClass("x"))
+
+
+def test_what_can_not_be_looked_at_is_not_shown() -> None:
+    """There may be secrets in it."""
+
+    class PrivateError(Exception):
+        @property
+        def __notes__(self) -> list[str]:  # type: ignore[override]
+            raise ZeroDivisionError
+
+    text, shown = told(PrivateError("s3cret"), lambda text: text.replace("s3cret", "***"))
+    assert "its own text can't be had" in text
+    assert "s3cret" not in f"{text}{shown!r}{shown}"
 
 
 def test_a_long_chain_of_causes() -> None:

@@ -38,6 +38,7 @@ LAYERS = {
     "storage": PORTS,
     "telemetry": PORTS,
     "log_aside": PORTS,
+    "loggers": PORTS,
     "background_job": API,
     "declaration": API,
     "job_type": API,
@@ -63,6 +64,7 @@ LAYERS = {
     "metrics": EDGES,
     "testing": EDGES,
     "embedded": EDGES,
+    "_pgserver": EDGES,
     "dashboard": EDGES,
 }
 

@@ -37,7 +37,10 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if isinstance(error, click.ClickException) or _is_for_click(error):
+            if isinstance(error, click.ClickException):
+                _show_cause(ctx, error.__cause__)
+                raise
+            if _is_for_click(error):
                 raise
             raise _shown(ctx, error) from error
 
@@ -46,7 +49,9 @@ def tell(context: click.Context, error: BaseException) -> NoReturn:
     """Write now what `invoke` would write of `error` at the end, and go there: for a command that may not get so far."""
     if not isinstance(error, Exception) or _is_for_click(error):
         raise error
-    if not isinstance(error, click.ClickException):
+    if isinstance(error, click.ClickException):
+        _show_cause(context, error.__cause__)
+    else:
         error = _shown(context, error)
     error.show()
     raise click.exceptions.Exit(error.exit_code) from error
@@ -54,9 +59,13 @@ def tell(context: click.Context, error: BaseException) -> NoReturn:
 
 def _shown(context: click.Context, error: Exception) -> click.ClickException:
     """What click shows of it; its traceback, where that is wanted, is written here."""
-    if context.meta.get(_DEBUG):
-        click.echo(without_passwords("".join(traceback.format_exception(error))), err=True)
+    _show_cause(context, error)
     return click.ClickException(one_line(error))
+
+
+def _show_cause(context: click.Context, error: BaseException | None) -> None:
+    if error is not None and context.meta.get(_DEBUG):
+        click.echo(without_passwords("".join(traceback.format_exception(error))), err=True)
 
 
 def _is_for_click(error: Exception) -> bool:

@@ -52,12 +52,12 @@ def _cut(text: str, most: int) -> str:
 
 def describe(error: BaseException, hide: Hide | None = None) -> str:
     """The traceback of `error` as storable text. Never raises."""
-    return _bounded(_format(error, lambda text: _clean(text, hide)))
+    return _bounded(_format(error, lambda text: _clean(text, hide))[0])
 
 
 def told(error: BaseException, hide: Hide | None = None) -> tuple[str, BaseException]:
     """The traceback of `error`, and what may be shown as it: itself, unless there are secrets in it, or so much text that
-    nobody looks for them there. Never raises."""
+    nobody looks for them there, or it does not let itself be looked at. Never raises."""
     changed = False
 
     def clean(text: str) -> str:
@@ -66,8 +66,9 @@ def told(error: BaseException, hide: Hide | None = None) -> tuple[str, BaseExcep
         changed = changed or found != text
         return found
 
-    text = _bounded(_format(error, clean))
-    return text, stand_in(error, lambda part: _clean(part, hide)) if changed else error
+    text, seen = _format(error, clean)
+    shown = error if seen and not changed else stand_in(error, lambda part: _clean(part, hide))
+    return _bounded(text), shown
 
 
 def _clean(text: str, hide: Hide | None) -> str:
@@ -75,14 +76,16 @@ def _clean(text: str, hide: Hide | None) -> str:
     return without_passwords(text if hide is None else hide(text))
 
 
-def _format(error: BaseException, clean: Hide) -> str:
+def _format(error: BaseException, clean: Hide) -> tuple[str, bool]:
+    """Its traceback, and whether that is all that it says."""
     try:
         frames = _of_the_job(error.__traceback__)
         formatted = TracebackException(type(error), error, frames, limit=-30, compact=True)
         _shorten(formatted, clean)
-        return clean("".join(formatted.format()))
+        return clean("".join(formatted.format())), True
     except BaseException as broken:  # an exception whose __str__, __cause__ or class misbehaves
-        return f"{type(error).__name__} (its own text can't be had: {type(broken).__name__})"
+        name = type(error).__name__
+        return f"{name} (its own text can't be had: {type(broken).__name__})", False
 
 
 def _of_the_job(frames: TracebackType | None) -> TracebackType | None:
