@@ -8,37 +8,39 @@
 -- give way. No further, for all tables together: the runners' sessions can't be looked after meanwhile, and give up their
 -- connections after 2 s.
 --
--- A change of owner takes the sequences, too, and so does whoever draws from one, until the end of his transaction. Some draw before
--- they take the table (deduplicated jobs, COPY): they may wait for the table while this waits for their sequence. So sequences
--- follow on their table, and are waited for only a moment, far shorter than deadlock_timeout: nobody is made to give way but this.
--- (There is no LOCK for them. NO CYCLE is what they are already; to say so takes the lock that nextval's is at odds with.)
+-- A change of owner (workers.lock_sequences = on) takes the sequences, too, and so does whoever draws from one, until the end of his
+-- transaction. Some draw before they take the table (deduplicated jobs, COPY): they may wait for the table while this waits for
+-- their sequence. So sequences follow on their table, and are waited for only a moment, far shorter than deadlock_timeout: nobody
+-- is made to give way but this. (There is no LOCK for them. To give one to its owner changes nothing, and takes the same lock.)
 --
 -- (From `pinned` on nothing is found that stands in the schema: see roles.sql.)
 DO $$
 DECLARE
-    path     text := current_setting('search_path');
-    schema   text := current_schema();
-    pinned   text := set_config('search_path', 'pg_catalog, pg_temp', true);
-    items    text[] := '{worker_sessions, worker_sessions_id_seq, background_jobs, background_jobs_id_seq,
+    path      text := current_setting('search_path');
+    schema    text := current_schema();
+    pinned    text := set_config('search_path', 'pg_catalog, pg_temp', true);
+    items     text[] := '{worker_sessions, worker_sessions_id_seq, background_jobs, background_jobs_id_seq,
         background_jobs_position_seq, worker_claims, dead_jobs, archived_jobs}';
-    given    text := current_setting('lock_timeout');
-    allowed  double precision := (SELECT nullif(setting, '0')::float8 FROM pg_settings WHERE name = 'lock_timeout');
-    began    timestamptz := clock_timestamp();
-    patience double precision := 50;
-    most     double precision := 1500;
-    tried    timestamptz;
-    rest     double precision;
-    item     record;
+    sequences boolean := coalesce(current_setting('workers.lock_sequences', true), '') = 'on';
+    given     text := current_setting('lock_timeout');
+    allowed   double precision := (SELECT nullif(setting, '0')::float8 FROM pg_settings WHERE name = 'lock_timeout');
+    began     timestamptz := clock_timestamp();
+    patience  double precision := 50;
+    most      double precision := 1500;
+    tried     timestamptz;
+    rest      double precision;
+    item      record;
 BEGIN
     LOOP
         tried := clock_timestamp();
         BEGIN
             FOR item IN
-                SELECT CASE relkind WHEN 'S' THEN format('ALTER SEQUENCE %I.%I NO CYCLE', schema, relname)
-                    ELSE format('LOCK TABLE %I.%I IN ACCESS EXCLUSIVE MODE', schema, relname) END AS command,
-                    CASE relkind WHEN 'S' THEN 50 END AS moment
-                FROM pg_class WHERE relnamespace = quote_ident(schema)::regnamespace AND relname = ANY(items)
-                    AND relkind IN ('r', 'S')
+                SELECT CASE relkind WHEN 'S' THEN 50 END AS moment, CASE relkind
+                    WHEN 'S' THEN format('ALTER SEQUENCE %I.%I OWNER TO %I', schema, relname, pg_get_userbyid(relowner))
+                    ELSE format('LOCK TABLE %I.%I IN ACCESS EXCLUSIVE MODE', schema, relname) END AS command
+                FROM pg_class
+                WHERE relnamespace = quote_ident(schema)::regnamespace AND relname = ANY(items)
+                    AND (relkind = 'r' OR relkind = 'S' AND sequences)
                 ORDER BY array_position(items, relname::text)
             LOOP
                 rest := least(

@@ -58,7 +58,7 @@ def start(path: Path, settings: Settings) -> PostgresServer:
             check_place(path)
         path.mkdir(parents=True, exist_ok=True)
         server = get_server(path, start=False)
-        with _opening_no_more_than_needed(), _any_locale():
+        with _opening_no_more_than_needed():
             with server._lock:
                 _forget_dead_users(server)
                 _remove_stale_pid_file(path)
@@ -82,13 +82,16 @@ def _make_data(server: PostgresServer, path: Path) -> None:
     if (path / "PG_VERSION").exists():
         server.ensure_pgdata_inited()
         return
+    check_place(path)  # again, now that nobody else is at it: what is in there afterwards is ours
     try:
-        server.ensure_pgdata_inited()
+        with _any_locale():
+            server.ensure_pgdata_inited()
     except BaseException:
         for item in path.iterdir():
-            shutil.rmtree(item, ignore_errors=True) if item.is_dir() else item.unlink(
-                missing_ok=True
-            )
+            if item.is_dir():
+                shutil.rmtree(item, ignore_errors=True)
+            else:
+                item.unlink(missing_ok=True)
         raise
 
 

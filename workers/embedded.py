@@ -52,8 +52,8 @@ def embedded(
     The directory is created when missing, and kept; without a path the data lives in a temporary directory and is
     removed at the end. `settings` are server settings, such as {"max_connections": 200}; they count when this call
     starts the server, and replace those of an earlier start. The server listens on a Unix socket only (on Windows:
-    on a free port of 127.0.0.1), trusts its local users, and is stopped when the last process that entered here
-    leaves or ends. A process that is killed can't stop it; the next one to use the same path does.
+    on a free port of 127.0.0.1), lets only its own user (and root) connect, and is stopped when the last process that
+    entered here leaves or ends. A process that is killed can't stop it; the next one to use the same path does.
 
     As root, the server runs as the system user `pgserver`, which is created when missing and gets the directory; where
     it can't pass through one of the directories above, that one gets execute permission (chmod g+x or o+x: who knows a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +26,6 @@ def own_fields(logger: logging.Logger) -> None:
 
     As logging has it, that would be a KeyError, wherever something is logged with such a field.
     """
-    make = logger.makeRecord
 
     def make_record(
         name: str,
@@ -39,9 +39,16 @@ def own_fields(logger: logging.Logger) -> None:
         extra: Mapping[str, object] | None = None,
         sinfo: str | None = None,
     ) -> logging.LogRecord:
-        record = make(name, level, fn, lno, msg, args, exc_info, func, None, sinfo)
-        record.__dict__.update(extra or {})
-        return record
+        # its class's, at each call: others replace that
+        make = partial(
+            type(logger).makeRecord, logger, name, level, fn, lno, msg, args, exc_info, func
+        )
+        try:
+            return make(extra, sinfo)
+        except KeyError:
+            record = make(None, sinfo)
+            record.__dict__.update(extra or {})
+            return record
 
     logger.makeRecord = make_record  # type: ignore[method-assign]  # as a subclass's, for a logger that others may have made
 

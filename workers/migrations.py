@@ -59,15 +59,21 @@ SELECT tableowner, current_setting('role'), current_setting('search_path')
 FROM pg_tables
 WHERE schemaname = current_schema() AND tablename = 'workers_migrations'
     AND tableowner <> current_user AND pg_has_role(tableowner, 'MEMBER')"""
-# Roles that may create objects in the schema since `workers migrate --roles`, where a superuser asks. To SET ROLE would not
-# help: a trigger or a function can RESET it.
+# Migrators of `workers migrate --roles` that may create objects in the schema, where a superuser asks. To SET ROLE would not
+# help him: a trigger or a function can RESET it.
 STRANGERS = """\
-SELECT rolname
-FROM pg_namespace, aclexplode(coalesce(nspacl, acldefault('n', nspowner))) AS given JOIN pg_roles ON pg_roles.oid = grantee
-WHERE nspname = current_schema() AND privilege_type = 'CREATE' AND NOT rolsuper
-    AND pg_catalog.right(rolname::text, 9) = '_migrator'
-    AND (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)
-ORDER BY rolname"""
+SELECT migrator.rolname
+FROM pg_namespace, pg_catalog.aclexplode(nspacl) AS given JOIN pg_roles AS migrator ON migrator.oid = given.grantee
+WHERE nspname = current_schema() AND given.privilege_type = 'CREATE' AND NOT migrator.rolsuper
+    AND pg_catalog.right(migrator.rolname::text, 9) = '_migrator'
+    AND EXISTS (
+        SELECT FROM pg_roles AS worker
+        WHERE worker.rolname::text = pg_catalog.regexp_replace(migrator.rolname::text, '_migrator$'::text, '_worker'::text)
+    )
+    AND EXISTS (SELECT FROM pg_roles AS own WHERE own.rolsuper AND own.rolname IN (session_user, current_user))
+ORDER BY migrator.rolname"""
+# From then on the name stands for the same table.
+HOLD_TABLE = "LOCK TABLE workers_migrations IN ACCESS SHARE MODE"
 # "$user" on it would be another schema for another role.
 PIN_SCHEMA = "SELECT set_config('search_path', pg_catalog.quote_ident(current_schema()), true)"
 SET_ROLE = "SELECT set_config('role', %s, true)"
@@ -135,10 +141,15 @@ def _migrate(own_transaction: bool) -> Steps[list[str]]:
     schema = yield SCHEMA_OID, None
     if not schema:
         raise MigrationError("no schema in this connection's search_path exists: create one first")
+    strangers = yield STRANGERS, None
+    exists = yield TABLE_EXISTS, None
+    if exists and strangers:  # a view that they put in its place would run what they like
+        yield HOLD_TABLE, None
+        exists = yield TABLE_EXISTS, None
     # most calls find nothing to do, and wait for nobody
-    if (yield TABLE_EXISTS, None) and not _pending((yield VERSIONS, None)):
+    if exists and not _pending((yield VERSIONS, None)):
         return []
-    if strangers := (yield STRANGERS, None):
+    if strangers:
         raise MigrationError(_unsafe(strangers[0][0]))
     yield LOCK, schema[0]
     if not (yield TABLE_EXISTS, None):

@@ -59,6 +59,8 @@ WHERE schemaname = %s
 ORDER BY tableowner LIMIT 1"""
 #: Before the other tables, which jobs wait for.
 _LOCK_RECORD = "LOCK TABLE workers_migrations IN ACCESS EXCLUSIVE MODE"
+#: A change of owner takes them: see lock_tables.sql.
+_SEQUENCES_TOO = "SELECT set_config('workers.lock_sequences', 'on', true)"
 #: Whether the tables change hands.
 _HANDED_OVER = """
 SELECT 1 FROM pg_tables
@@ -148,6 +150,7 @@ def _apply(prefix: str, names: list[str], own_transaction: bool) -> Steps[list[s
         yield BE_BRIEF, None
     if handed_over:
         yield _LOCK_RECORD, None
+        yield _SEQUENCES_TOO, None
         yield migration_file(LOCK_TABLES), None
     yield _SET_PREFIX, (prefix,)
     yield migration_file("roles.sql"), None

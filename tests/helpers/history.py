@@ -161,8 +161,9 @@ class Verdict:
 
     `lost`: acknowledged, never finished, and nothing explains it. `unexpected`: ran and was never enqueued. `premature`:
     began before its commit was sent. `duplicated`: finished more than once. `repeated`: begun again after it had finished
-    in a process that nothing was done to. `overlapping`: begun again while a living process was still at it. `recovered`:
-    finished after an attempt that did not.
+    in a process that nothing was done to, neither then nor, if it was stopped, during the attempt: its claim may have been
+    given to others by the time it was let go on. `overlapping`: begun again while a living process was still at it.
+    `recovered`: finished after an attempt that did not.
     """
 
     lost: list[int] = field(default_factory=list)
@@ -182,11 +183,14 @@ def check(events: Iterable[Event]) -> Verdict:
     runs: dict[int, list[Event]] = defaultdict(list)
     # process -> when it was killed or stopped, as the test saw it, a moment before it came about; or had ended
     interrupted: dict[str, list[float]] = defaultdict(list)
+    frozen: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if event.what in ("start", "end", "broken"):
             runs[event.job].append(event)
         elif event.what in ("killed", "frozen", "gone"):
             interrupted[event.process].append(event.at)
+            if event.what == "frozen":
+                frozen[event.process].append(event.at)
         elif event.what == "ok":
             sent[event.job] = event.since
         elif event.what == "unknown":
@@ -201,7 +205,7 @@ def check(events: Iterable[Event]) -> Verdict:
             job for job, run in runs.items() if min(event.at for event in run) < sent.get(job, 0.0)
         ),
         duplicated=sorted(job for job, times in finished.items() if times > 1),
-        repeated=sorted(job for job, run in runs.items() if _is_repeated(run, interrupted)),
+        repeated=sorted(job for job, run in runs.items() if _is_repeated(run, interrupted, frozen)),
         overlapping=sorted(job for job, run in runs.items() if _overlap(run, interrupted)),
         recovered=sorted(
             job
@@ -234,12 +238,21 @@ def _overlap(run: list[Event], interrupted: Mapping[str, Sequence[float]]) -> bo
     return False
 
 
-def _is_repeated(run: list[Event], interrupted: Mapping[str, Sequence[float]]) -> bool:
-    """Whether a start followed on the end of another attempt, in a process that was not interfered with in between."""
+def _is_repeated(
+    run: list[Event],
+    interrupted: Mapping[str, Sequence[float]],
+    frozen: Mapping[str, Sequence[float]],
+) -> bool:
+    """Whether a start followed on the end of another attempt, in a process that was not interfered with in between, nor
+    frozen during that attempt."""
     starts = [event for event in run if event.what == "start"]
     if len(starts) == 1:
         return False
+    begun = {event.token: event.at for event in starts}
     for end in (event for event in run if event.what == "end"):
+        begin = begun.get(end.token, end.at)
+        if any(begin - _MOMENT <= hit <= end.at for hit in frozen.get(end.process, ())):
+            continue
         hits = interrupted.get(end.process, ())
         for start in starts:
             if end.at < start.at and not any(

@@ -236,8 +236,9 @@ def test_users_of_one_machine_have_a_lock_each() -> None:
         assert f"-{os.geteuid()}." in os.fsdecode(package().PostgresServer._lock.path)
 
 
-def test_other_urls_are_left_alone() -> None:
+def test_other_urls_are_read_as_elsewhere() -> None:
     assert resolve_dsn("postgresql://db/app") == "postgresql://db/app"
+    assert resolve_dsn("postgresql+psycopg://db/app") == "postgresql://db/app"
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

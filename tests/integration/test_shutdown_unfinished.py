@@ -117,7 +117,7 @@ class Lone(BackgroundJob[World]):
         await ctx.wait("may end")
 
 
-@pytest.mark.parametrize("patience", [PATIENCE, 0.1])
+@pytest.mark.parametrize(("patience", "ends"), [(PATIENCE, False), (PATIENCE, True), (0.1, False)])
 async def test_outcomes_are_written_before_a_job_is_left_behind(
     pool: AsyncPool,
     conn: psycopg.Connection,
@@ -125,10 +125,12 @@ async def test_outcomes_are_written_before_a_job_is_left_behind(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     patience: float,
+    ends: bool,
 ) -> None:
-    """Who is told of it ends the process: what others have done would be done again. It is not waited for without end."""
+    """Who is told of it ends the process: what others have done would be done again. It is not waited for without end, and
+    who `ends` meanwhile is not left behind."""
     monkeypatch.setattr(crew, "LAST_SECONDS", 0.1)
-    monkeypatch.setattr(writing, "_WRITE_SECONDS", patience)
+    monkeypatch.setattr(writing, "_FLUSH_SECONDS", patience)
     stubborn, paused = Stubborn().enqueue(conn), Paused().enqueue(conn)
     world = World()
     handle = make_runner(pool, Stubborn, Paused, context=world, grace=0.05).start()
@@ -141,13 +143,18 @@ async def test_outcomes_are_written_before_a_job_is_left_behind(
         async with asyncio.timeout(PATIENCE):
             while "would not stop" not in caplog.text:  # noqa: ASYNC110 - a log can't be awaited
                 await asyncio.sleep(0.01)
-        if patience < PATIENCE:
+        if ends:
+            world.signal("may end")
+            async with asyncio.timeout(PATIENCE):
+                while "done" not in world.seen:  # noqa: ASYNC110 - noted, not signalled
+                    await asyncio.sleep(0.01)
+        elif patience < PATIENCE:
             assert await ended(handle) == [stubborn]
-            assert "can't be written before the end" in caplog.text
+            assert "if this process ends now" in caplog.text
         else:
             assert not handle._supervisor.milestones.ended.done()
-    assert await ended(handle) == [stubborn]
-    if patience == PATIENCE:
+    assert await ended(handle) == ([] if ends else [stubborn])
+    if not ends and patience == PATIENCE:
         assert conn.execute(ROWS).fetchall() == [CLAIMED]
     world.signal("may end")
     await eventually(conn, SESSIONS, [(0,)])
@@ -171,7 +178,7 @@ async def test_a_second_shutdown_hurries_outcomes_that_cannot_be_written(
             other.execute("LOCK TABLE background_jobs IN ACCESS EXCLUSIVE MODE")
             world.signal("may end")
             handle.shutdown()
-            while not handle._supervisor._writing.is_ending:  # noqa: ASYNC110 - nor can this
+            while handle._supervisor._writing._last is None:  # noqa: ASYNC110 - nor can this
                 await asyncio.sleep(0.01)
             handle.shutdown(grace=0.0)
             while "can't be written before the end" not in caplog.text:  # noqa: ASYNC110 - a log can't be awaited

@@ -205,7 +205,7 @@ async def test_a_connection_class_that_connects_in_its_own_way(
     opened = PostgresEngine.opened(nowhere, conn_url=database_url, connection_class=Elsewhere)
     async with opened as engine:
         assert await engine.storage.enqueue(mails(1))
-        with pytest.raises(StorageUnavailableError, match=r"nowhere.*let `kwargs` or `conninfo`"):
+        with pytest.raises(StorageUnavailableError, match=r"nowhere.*`kwargs` or `conninfo`"):
             await anyio.to_thread.run_sync(engine.storage.control().open, "in a thread", 15.0)
 
 

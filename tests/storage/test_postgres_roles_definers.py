@@ -4,6 +4,7 @@ Nor is what the migrator puts beside them run by a superuser who migrates."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 
@@ -59,6 +60,7 @@ BETTER = {
     "has_schema_privilege(text, text, text)": "boolean",
     "pg_advisory_xact_lock(integer, smallint)": "void",
     "quote_ident(name)": "text",
+    "regexp_replace(name, text, text)": "text",
     "right(name, integer)": "text",
     "starts_with(name, text)": "boolean",
     "unnest(text[])": "SETOF text",
@@ -219,4 +221,31 @@ def test_what_the_migrator_puts_there_is_not_run_by_others(
         migrator.execute("ALTER TABLE workers_migrations RENAME TO hidden")
     with pytest.raises(MigrationError, match=f'GRANT "{users.prefix}_migrator" TO'):
         migrate(conn)
+    assert conn.execute("SELECT * FROM seen").fetchall() == []
+
+
+async def test_a_view_in_place_of_the_record_is_not_read_by_a_superuser(
+    users: Users, conn: psycopg.Connection, database_url: str
+) -> None:
+    """Put there while he waits to read it: what it calls would run as him."""
+    with (
+        psycopg.connect(users.urls["migrator"]) as migrator,
+        psycopg.connect(database_url, autocommit=True) as asking,
+    ):
+        migrator.execute("CREATE TABLE seen (who text)")
+        note = "INSERT INTO seen VALUES (current_user); SELECT 1"
+        migrator.execute(
+            f"CREATE FUNCTION note() RETURNS integer LANGUAGE sql AS $$ {note} $$".encode()
+        )
+        migrator.commit()
+        migrator.execute("LOCK TABLE workers_migrations IN ACCESS EXCLUSIVE MODE")
+        migrating = asyncio.create_task(asyncio.to_thread(migrate, conn))
+        blocked = "SELECT cardinality(pg_blocking_pids(%s)) > 0"
+        while asking.execute(blocked, [conn.info.backend_pid]).fetchone() != (True,):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        migrator.execute("ALTER TABLE workers_migrations RENAME TO hidden")
+        migrator.execute("CREATE VIEW workers_migrations AS SELECT note() AS version")
+        migrator.commit()
+        with pytest.raises(MigrationError, match="a superuser does not migrate here"):
+            await migrating
     assert conn.execute("SELECT * FROM seen").fetchall() == []

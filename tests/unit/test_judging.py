@@ -66,6 +66,13 @@ def test_job_that_a_living_process_had_finished_is_repeated() -> None:
         assert check([*ok(1), *RUN, hit, *again]).repeated == [1]
 
 
+def test_attempt_that_was_frozen_and_woken_may_be_repeated() -> None:
+    """It ended long after the moment, and its claim was somebody else's by then."""
+    again = [at(3, "start", "b"), at(4, "end", "b")]
+    assert check([*ok(1), *RUN, at(1.2, "frozen", job=0), *again]).repeated == []
+    assert check([*ok(1), *RUN, at(1.2, "frozen", "b", job=0), *again]).repeated == [1]
+
+
 def test_second_attempt_after_a_failed_one_is_recovered() -> None:
     again = [at(3, "start", "b"), at(4, "end", "b")]
     verdict = check([*ok(1), at(1, "start"), at(2, "broken"), *again])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import migrations, roles
+from ..dsn import EMBEDDED
 from .command import Command
 from .database import connect, database_option, require
 
@@ -33,7 +34,7 @@ def migrate(database_url: str | None, sql: bool, prefix: str | None) -> None:
     Examples:
       workers migrate --database-url postgresql://localhost/shop
       workers migrate --sql > jobs.sql    for tools that apply SQL themselves, once, in one transaction
-      workers migrate --roles             make the roles, too; again after each upgrade
+      workers migrate --roles             make the roles, too; again after each upgrade, as a member of the migrator
 
     \b
     --roles makes four roles that nobody can log in as. Grant one to each user:
@@ -51,6 +52,8 @@ def migrate(database_url: str | None, sql: bool, prefix: str | None) -> None:
         return
     if prefix is not None:
         roles.role_names(prefix)  # before anything is done
+        if (database_url or "").startswith(EMBEDDED):
+            raise click.UsageError("an embedded database has one user: roles are of no use there")
     with connect(require(database_url)) as conn:
         applied = migrations.migrate(conn)
         for name in applied:

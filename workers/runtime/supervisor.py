@@ -248,12 +248,14 @@ class Supervisor:
     async def _left_behind(self, job_ids: list[int]) -> None:
         """Tell of jobs that would not end when the outcomes of all others are written: the process may end then."""
         try:
-            await self._writing.flush()
-        finally:
             if self._failure is None:
-                self.milestones.left_behind(job_ids)
-            else:  # of the two this is what has to be known
+                await self._writing.flush()
+                job_ids = self._crew.running()  # they may have ended meanwhile
+        finally:
+            if self._failure is not None:  # of the two this is what has to be known
                 self.milestones.over(self._death(), known=True)
+            elif job_ids:
+                self.milestones.left_behind(job_ids)
 
     def _death(self) -> RunnerError:
         error = RunnerError(f"the runner died: {self._failure!r}")

@@ -117,9 +117,9 @@ class Connector:
         except psycopg.Error as error:
             if not _connects_itself(self._pool.connection_class):
                 raise
-            raise psycopg.OperationalError(
-                f"{error} (the pool's connection_class has a `connect` of its own, which the runner's own connections can't "
-                "use: let `kwargs` or `conninfo` of the pool be a function that returns what it adds)"
+            raise type(error)(
+                f"{error} (the pool's connection_class has a `connect` of its own, which the runner's own connections don't "
+                "use: what it adds, a password say, can be had from a function that is the pool's `kwargs` or `conninfo`)"
             ) from error
 
     async def _resolve(self) -> tuple[str, dict[str, Any]]:

@@ -34,7 +34,7 @@ _TIMEOUTS = {
 }
 _BACKEND = "SELECT pg_backend_pid()"
 #: pg_settings leaves out what this version of the server does not have.
-_PROFILE = "SELECT name, setting FROM pg_settings WHERE name = ANY(%(names)s)"
+_PROFILE = "SELECT name, setting FROM pg_settings WHERE name = ANY(%(names)s::text[])"
 
 
 class Fitting:

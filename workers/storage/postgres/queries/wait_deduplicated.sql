@@ -1,6 +1,7 @@
 -- The same for deduplicated jobs, which may meet an identical waiting row, or a twin of their own batch. An UPDATE would
 -- raise; so the row is taken out and put back under its own id, and makes way where an identical one waits (superseded).
 -- A crash is the work's, not the row's: the identical job that waits takes over the count, as in rescue_deduplicated.sql.
+-- (Not one that a producer's transaction holds.)
 -- The insert waits for a transaction that is just enqueueing an identical job: callers bound that with lock_timeout.
 WITH guard AS (
     SELECT *
