@@ -270,7 +270,8 @@ async def test_runners_log_leaves_no_trace_of_jobs_in_the_application(
         await drain(pool, Ends)
         sentry_sdk.capture_message("the application")
     (event,) = events
-    assert not any("ends" in crumb for crumb in crumbs(event))
+    # in development mode asyncio may say that something was slow, and where
+    assert [crumb for crumb in crumbs(event) if "(ends)" in crumb] == []
 
 
 async def test_error_that_a_job_logs_carries_its_tags(
