@@ -147,9 +147,8 @@ class ClaimLink:
             # when our own patience is over the connection is closed, and a server that waits for a lock does not notice
             limits = {"statement_timeout": f"{1000 * STATEMENT_SECONDS:.0f}"}
             command = settings("SET", CLAIM_PLANNER | limits).encode()
-            await link.execute(
-                command, prepare=False
-            )  # the pool's may be prepared at once, and this is several
+            # several statements: not to be prepared, although the pool's may be at once
+            await link.execute(command, prepare=False)
             link.patience = STATEMENT_SECONDS
         except BaseException:
             link.pgconn.finish()
