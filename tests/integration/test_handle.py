@@ -98,7 +98,7 @@ async def test_a_cancelled_scope_waits_for_the_end_of_the_runner_too(
     assert conn.execute(SESSIONS).fetchone() == (0,)
 
 
-@pytest.mark.parametrize("name", ["claimer-default", "listening"])
+@pytest.mark.parametrize("name", ["claimer-default", "claimer-default-loop", "listening"])
 async def test_a_runner_of_which_a_task_is_cancelled_does_not_end_without_a_word(
     pool: AsyncPool, name: str
 ) -> None:

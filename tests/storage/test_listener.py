@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import anyio
 import psycopg
 import pytest
 
+from tests.storage.ear import LONG, Ear
 from tests.storage.engines import Engine, PostgresEngine, Runner, ids, mail, mails
 from workers.errors import StorageUnavailableError
 from workers.lifecycle import Bury, Release, Retry, Wait
-from workers.storage.base import Listener, Wake
-
-LONG = 30.0  # seconds; a wake-up takes milliseconds
-
-
-class Ear:
-    """A listener that is asked for one message after the other."""
-
-    def __init__(self, listener: Listener) -> None:
-        self.listener = listener
-        self._messages = listener.__aiter__()
-
-    async def hear(self) -> Wake | None:
-        with anyio.fail_after(LONG):
-            return await self._messages.__anext__()
-
-    async def where(self) -> tuple[str, int]:
-        wake = await self.hear()
-        assert wake is not None
-        return wake.queue, wake.priority
+from workers.storage.postgres.listener import PostgresListener
 
 
 @pytest.fixture
@@ -194,11 +177,44 @@ async def test_probe(engine: Engine, runner: Runner, ear: Ear) -> None:
         await second.close()
 
 
-async def test_a_closed_listener_ends(ear: Ear) -> None:
-    """Closing it ends the stream, or raises the port's error; it never hangs."""
+@pytest.mark.parametrize("amid", [False, True])
+async def test_a_closed_listener_ends(ear: Ear, amid: bool) -> None:
+    """Closing it ends the listening, or raises the port's error; it never hangs."""
+    hearing = asyncio.create_task(ear.hear())
+    if amid:
+        await anyio.wait_all_tasks_blocked()
     await ear.listener.close()
-    with pytest.raises((StopAsyncIteration, StorageUnavailableError)):
-        await ear.hear()
+    with pytest.raises((EOFError, StorageUnavailableError)):
+        await hearing
+
+
+@pytest.mark.parametrize("end", ["closed", "lost", "cancelled", "failed"])
+async def test_the_loop_forgets_the_socket(postgres: PostgresEngine, end: str) -> None:
+    """Its number is soon another one's. What the hearer raises ends the listening, too."""
+    listener, loop = postgres.storage.listener(), asyncio.get_running_loop()
+    assert isinstance(listener, PostgresListener)
+    await listener.open()
+    assert listener._conn is not None
+    fileno = listener._conn.pgconn.socket
+    listening = asyncio.create_task(listener.listen(lambda wake: 1 // 0))  # type: ignore[arg-type]
+    await anyio.wait_all_tasks_blocked()
+    if end == "closed":
+        await listener.close()
+    elif end == "lost":
+        postgres.conn.execute("SELECT pg_terminate_backend(%s)", [listener.address.split()[1]])
+    elif end == "cancelled":
+        listening.cancel()
+    else:
+        await postgres.storage.enqueue(mails(1))
+    with anyio.fail_after(LONG):
+        await asyncio.wait([listening])
+    assert not loop.remove_reader(fileno)
+    assert listening.cancelled() == (end == "cancelled")
+    if end != "cancelled":
+        error = listening.exception()
+        expected = {"closed": type(None), "lost": StorageUnavailableError}
+        assert type(error) is expected.get(end, ZeroDivisionError)
+    await listener.close()
 
 
 async def test_a_lost_connection_shows(postgres: PostgresEngine) -> None:

@@ -12,6 +12,7 @@ from anyio import to_thread
 from tests.helpers.own_server import NoOwnServerError, own_server
 from tests.helpers.running import eventually
 from tests.helpers.server import connection_url
+from tests.storage.ear import Ear
 from tests.storage.engines import LEASE, PostgresEngine, mails
 from workers import migrate
 
@@ -127,9 +128,7 @@ async def test_our_links_outlive_an_idle_timeout(
             await eventually(conn, gone, [(0,)])
         assert runner.maintain().alive
         await to_thread.run_sync(lambda: runner.maintain(probe=listener.address))
-        async for wake in listener:
-            assert wake is None
-            break
+        assert await Ear(listener).hear() is None
         await listener.close()
         links[0].execute("SELECT 1")
         await links[1].execute("SELECT 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -30,10 +30,10 @@ class Ear:
 
     async def close(self) -> None: ...
 
-    async def __aiter__(self) -> AsyncIterator[Wake | None]:
+    async def listen(self, heard: Callable[[Wake | None], None]) -> None:
         while True:
             await self._answers.get()
-            yield None
+            heard(None)
 
     def answer(self) -> None:
         self._answers.put_nowait(None)
@@ -47,7 +47,7 @@ async def test_only_who_had_time_to_hear_is_deaf(
     monkeypatch.setattr(listening, "_HEARD_WITHIN", WITHIN)
     monkeypatch.setattr(listening, "_RETRY_FIRST", 0.0)
     ear = Ear()
-    listener = Listening(lambda: cast(Any, ear), lambda wake: False, lambda address: None)
+    listener = Listening(lambda: cast(Any, ear), lambda wake: None, lambda address: None)
     task = asyncio.create_task(listener.run(1))
     await asyncio.sleep(0.01)
     listener.probed(time.monotonic())

@@ -85,12 +85,10 @@ class Claimer:
         self.suspects = True
         self.wake()
 
-    def wake(self) -> bool:
-        """Something may be waiting. True: this is news, and it will look as soon as it has its turn."""
-        self._more, attention = True, self._queue.attention
-        news = not attention.is_set()
-        attention.set()
-        return news
+    def wake(self) -> None:
+        """Something may be waiting."""
+        self._more = True
+        self._queue.attention.set()
 
     @property
     def sated(self) -> bool:
@@ -99,6 +97,9 @@ class Claimer:
 
     async def run(self) -> None:
         """Claim until cancelled."""
+        await self._shield.run(self._run)
+
+    async def _run(self) -> None:
         queue, next_poll = self._queue, 0.0
         while True:
             await self._gate.wait_open()

@@ -78,6 +78,7 @@ class Shield:
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
+        self._loop: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -86,16 +87,43 @@ class Shield:
         """A step is on its way."""
         return self._lock.locked()
 
+    async def run(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a loop that takes many steps, and cancel it only between two of them.
+
+        In a task of its own, which no scope reaches: one for each step would cost a wake-up as much as all that is there
+        to be shielded.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        inner = self._loop = asyncio.create_task(loop(), name=f"{task.get_name()}-loop")
+        try:
+            await asyncio.wait([inner])
+        except asyncio.CancelledError:
+            while not inner.done():
+                with contextlib.suppress(asyncio.CancelledError), anyio.CancelScope(shield=True):
+                    async with self._lock:
+                        inner.cancel()
+                    await asyncio.wait([inner])
+            if inner.cancelled() or inner.exception() is None:
+                raise
+        inner.result()
+
     async def take(self, step: Callable[[], Awaitable[T]]) -> T:
         """Take a step; raises what it raises."""
+        task = asyncio.current_task()
+        if task is self._loop:
+            return await self._take(step, task)
         with anyio.CancelScope(shield=True):
-            async with self._lock:
-                self._task = asyncio.current_task()
-                try:
-                    result = await step()
-                finally:
-                    self._task = None
-        return result
+            result = await self._take(step, task)
+        return result  # noqa: RET504 - for the type checker a scope may swallow what is raised
+
+    async def _take(self, step: Callable[[], Awaitable[T]], task: asyncio.Task[Any] | None) -> T:
+        async with self._lock:
+            self._task = task
+            try:
+                return await step()
+            finally:
+                self._task = None
 
     def close(self, seconds: float) -> None:
         """Cancel what is on its way, in so many seconds and each time they have passed again.

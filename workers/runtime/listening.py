@@ -29,7 +29,7 @@ class Listening:
     def __init__(
         self,
         open_listener: Callable[[], Listener | None],
-        wake: Callable[[Wake], bool],
+        wake: Callable[[Wake], None],
         announce: Callable[[str | None], None],
     ) -> None:
         self._open_listener = open_listener
@@ -66,13 +66,14 @@ class Listening:
     async def _listen(self, listener: Listener) -> str:
         """Until the stream ends or turns out to be deaf; says why."""
         with anyio.CancelScope() as self._hearing:
-            async for wake in listener:
-                self._heard_at = time.monotonic()
-                if wake is not None and self._wake(wake):
-                    # the claim is sent before this task arms its connection again, which takes about as long
-                    await asyncio.sleep(0)
+            await listener.listen(self._heard)
             return "the connection ended"
         return "notifications do not arrive"
+
+    def _heard(self, wake: Wake | None) -> None:
+        self._heard_at = time.monotonic()
+        if wake is not None:
+            self._wake(wake)
 
     def probed(self, at: float) -> None:
         """A probe was sent, after `at` by the monotonic clock: it must be heard, unless it was already."""

@@ -56,16 +56,14 @@ class Reports:
         self._warned: set[str] = set()
         self.probed_listener: Callable[[float], None] = lambda _: None
 
-    def wake(self, wake: Wake) -> bool:
-        """Something is available: in one queue, or in any. True: a claimer will look for it."""
+    def wake(self, wake: Wake) -> None:
+        """Something is available: in one queue, or in any."""
         self._storage.noticed(wake)
-        news = False
         for name, claimer in self._claimers.items():
             if not wake.queue or wake.queue == name:
                 if wake.suspects:
                     claimer.suspects = True
-                news = claimer.wake() or news
-        return news
+                claimer.wake()
 
     def session_opened(self, session: int) -> None:
         """The first one: claims may begin."""

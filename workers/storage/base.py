@@ -14,7 +14,7 @@ order, hints, locks are the engine's business. Errors: `StorageUnavailableError`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
@@ -196,8 +196,9 @@ class Listener(Protocol):
     async def open(self) -> None:
         """Connect and subscribe."""
 
-    def __aiter__(self) -> AsyncIterator[Wake | None]:
-        """Wake-ups as they come; None is a probe that arrived."""
+    async def listen(self, heard: Callable[[Wake | None], None]) -> None:
+        """Tell `heard` of wake-ups as they come; None is a probe that arrived. Raises when there will be no more; returns
+        when closed."""
 
     async def close(self) -> None:
         """Disconnect."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ...errors import StorageUnavailableError
 from ...job import JobState
@@ -221,13 +221,13 @@ class MemoryListener:
         with self._tables.lock:
             self._tables.listening.append(self._told)
 
-    async def __aiter__(self) -> AsyncIterator[Wake | None]:
-        """Wake-ups as they come; None is a probe that arrived."""
+    async def listen(self, heard: Callable[[Wake | None], None]) -> None:
+        """Tell `heard` of wake-ups as they come; None is a probe that arrived."""
         while (message := await self._messages.get()) is not None:
             if isinstance(message, Wake):
-                yield message
+                heard(message)
             elif message == self.address:
-                yield None
+                heard(None)
 
     async def close(self) -> None:
         """Unsubscribe; the stream ends."""

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -84,7 +85,7 @@ class ClaimLink:
                 self._loop = asyncio.get_running_loop()
                 self._making = asyncio.create_task(self._make())
             return await self._checkout.search(sql, params, planner=CLAIM_PLANNER)
-        rows = await self._use(cursor, lambda: insisted(lambda: _run(cursor, sql, params)))
+        rows = await self._use(cursor, partial(insisted, partial(_run, cursor, sql, params)))
         if self._clock() >= self._look_at and self._cursor is cursor:
             self._look_at = self._clock() + _LOOK_EVERY
             self._looking = asyncio.create_task(self._look(cursor))
@@ -112,7 +113,7 @@ class ClaimLink:
         if self._busy or self._cursor is not cursor:
             return
         with contextlib.suppress(StorageError):
-            if await self._use(cursor, lambda: _free(cursor)) < _FREE_TO_KEEP:
+            if await self._use(cursor, partial(_free, cursor)) < _FREE_TO_KEEP:
                 logger.debug("the server has few connections left: claims go through the pool")
                 self._gave_way()
 

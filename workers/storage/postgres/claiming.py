@@ -12,7 +12,7 @@ from ...job import ClaimedJob
 from ..base import Claimed, ClaimRequest, Wake
 from .claim_link import ClaimLink
 from .hints import Plan, ScanHints, ScanKind
-from .literals import number_array, text_array
+from .literals import integer_array, text_array
 from .statements import statement
 
 __all__ = ["HINTED", "SUSPECTS", "THOROUGH", "Claims"]
@@ -75,15 +75,15 @@ class Claims:
             sql = THOROUGH
         else:
             sql = HINTED
-            params["priorities"] = number_array(plan.priorities)
-            params["positions"] = number_array(plan.positions)
+            params["priorities"] = integer_array(plan.priorities)
+            params["positions"] = integer_array(plan.positions)
         rows = await self._link.claim(sql, params)
         failpoints.hit("scanned")
         if rows and rows[0][0] is None:
             return None
-        # UPDATE ... RETURNING has no order
-        rows = sorted(rows, key=_position)
-        rows.sort(key=_priority, reverse=True)
+        if len(rows) > 1:  # UPDATE ... RETURNING has no order
+            rows = sorted(rows, key=_position)
+            rows.sort(key=_priority, reverse=True)
         return [(ClaimedJob(*row[:-1]), row[-1]) for row in rows]
 
     def noticed(self, wake: Wake) -> None:

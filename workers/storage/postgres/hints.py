@@ -159,8 +159,8 @@ class ScanHints:
             known = lowest.get(priority)
             if known is None or position < known:
                 lowest[priority] = position
-            # anybody may announce jobs of any priority, and a scan is to see first which of them there are
-            _trim(lowest, 4 * MAX_PRIORITIES)
+                # anybody may announce jobs of any priority, and a scan is to see first which of them there are
+                _trim(lowest, 4 * MAX_PRIORITIES)
 
     def _pull_back(self, found: set[tuple[int, int]]) -> None:
         """The scan that is over began, maybe, before what was noticed since was there."""

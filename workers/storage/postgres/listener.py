@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 
 import anyio
 from psycopg import sql
@@ -25,6 +26,8 @@ class PostgresListener:
     def __init__(self, connect: Callable[[], Awaitable[AsyncLink]]) -> None:
         self._connect = connect
         self._conn: AsyncLink | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._fileno = -1
         self.address = ""
 
     async def open(self) -> None:
@@ -39,20 +42,52 @@ class PostgresListener:
             conn.patience = None  # there may be nothing to hear all day
             self.address = f"probe {conn.info.backend_pid}"
 
-    async def __aiter__(self) -> AsyncIterator[Wake | None]:
-        """Wake-ups as they come; None is the answer to a probe."""
+    async def listen(self, heard: Callable[[Wake | None], None]) -> None:
+        """Tell `heard` of wake-ups as they come; None is the answer to a probe. Raises when the connection is lost.
+
+        The loop calls when there is something to read. (The driver's `notifies` would wake a task first, and takes the
+        connection off the loop and puts it back each time: a good part of the way from a notification to its job.)
+        """
         conn = self._conn
         if conn is None:
             return
-        with translated():
-            async for message in conn.notifies():
-                if message.payload == self.address:
-                    yield None
-                elif not message.payload.startswith("probe "):
-                    yield _parse(message.payload)
+        self._ended = ended = asyncio.get_running_loop().create_future()
+        pgconn, encoding = conn.pgconn, conn.info.encoding
+
+        def read() -> None:
+            try:
+                pgconn.consume_input()
+                while message := pgconn.notifies():
+                    self._pass_on(message.extra.decode(encoding), heard)
+            except Exception as error:
+                self._end(error)
+
+        self._fileno = pgconn.socket
+        ended.get_loop().add_reader(self._fileno, read)
+        try:
+            with translated():
+                await ended
+        finally:
+            self._end()
+
+    def _pass_on(self, payload: str, heard: Callable[[Wake | None], None]) -> None:
+        if payload == self.address:
+            heard(None)
+        elif not payload.startswith("probe "):
+            heard(_parse(payload))
+
+    def _end(self, error: Exception | None = None) -> None:
+        """Read no more: before the connection is closed, as the number of its socket may be another one's then."""
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return
+        ended.get_loop().remove_reader(self._fileno)
+        if not ended.done():
+            ended.set_result(None) if error is None else ended.set_exception(error)
 
     async def close(self) -> None:
         """Disconnect."""
+        self._end()
         conn, self._conn = self._conn, None
         if conn is not None:
             await conn.close()
