@@ -124,6 +124,10 @@ class Proxy:
         """Cut every link, or those on which a statement is being executed that contains `text`."""
         self._call(lambda: self._cut(text))
 
+    def garble(self) -> None:
+        """Send on every link what can't be a message of the server's."""
+        self._call(self._garble)
+
     def _set(self, trap: Trap) -> Trap:
         self._call(lambda: self._arm(trap))
         return trap
@@ -136,6 +140,10 @@ class Proxy:
 
     def _call(self, function: Callable[[], Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(function(), self._loop).result(PATIENCE)
+
+    async def _garble(self) -> None:
+        for link in self._links:
+            link.garble()
 
     async def _start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -208,6 +216,10 @@ class _Link:
         """Break it, on both sides, without a word."""
         self._client_writer.transport.abort()
         self._server_writer.transport.abort()
+
+    def garble(self) -> None:
+        """Tell the client of a notification of two bytes, which its length alone takes four of."""
+        self._client_writer.write(b"A" + struct.pack("!i", 2))
 
     async def run(self) -> None:
         """Pass messages on until one side ends."""

@@ -9,10 +9,13 @@ import anyio
 import psycopg
 import pytest
 
+from tests.helpers.proxy import proxy_to
+from tests.helpers.server import connection_url
 from tests.storage.ear import LONG, Ear
 from tests.storage.engines import Engine, PostgresEngine, Runner, ids, mail, mails
 from workers.errors import StorageUnavailableError
 from workers.lifecycle import Bury, Release, Retry, Wait
+from workers.storage.postgres.links import AsyncLink
 from workers.storage.postgres.listener import PostgresListener
 
 
@@ -188,33 +191,37 @@ async def test_a_closed_listener_ends(ear: Ear, amid: bool) -> None:
         await hearing
 
 
-@pytest.mark.parametrize("end", ["closed", "lost", "cancelled", "failed"])
+@pytest.mark.parametrize("end", ["closed", "lost", "garbled", "cancelled", "failed"])
 async def test_the_loop_forgets_the_socket(postgres: PostgresEngine, end: str) -> None:
     """Its number is soon another one's. What the hearer raises ends the listening, too."""
-    listener, loop = postgres.storage.listener(), asyncio.get_running_loop()
-    assert isinstance(listener, PostgresListener)
-    await listener.open()
-    assert listener._conn is not None
-    fileno = listener._conn.pgconn.socket
-    listening = asyncio.create_task(listener.listen(lambda wake: 1 // 0))  # type: ignore[arg-type]
-    await anyio.wait_all_tasks_blocked()
-    if end == "closed":
+    with proxy_to(
+        connection_url(postgres.conn.info.dsn, options=postgres.conn.info.options)
+    ) as proxy:
+        connect = AsyncLink.connect
+        listener = PostgresListener(lambda: connect(proxy.url, autocommit=True))
+        await listener.open()
+        assert listener._conn is not None
+        fileno, loop = listener._conn.pgconn.socket, asyncio.get_running_loop()
+        listening = asyncio.create_task(listener.listen(lambda wake: 1 // 0))  # type: ignore[arg-type]
+        await anyio.wait_all_tasks_blocked()
+        if end == "closed":
+            await listener.close()
+        elif end == "lost":
+            proxy.cut()
+        elif end == "garbled":
+            proxy.garble()
+        elif end == "cancelled":
+            listening.cancel()
+        else:
+            await postgres.storage.enqueue(mails(1))
+        async with asyncio.timeout(LONG):
+            await asyncio.wait([listening])
+        assert not loop.remove_reader(fileno)
+        assert listening.cancelled() == (end == "cancelled")
+        if end not in ("closed", "cancelled"):
+            expected = ZeroDivisionError if end == "failed" else StorageUnavailableError
+            assert type(listening.exception()) is expected
         await listener.close()
-    elif end == "lost":
-        postgres.conn.execute("SELECT pg_terminate_backend(%s)", [listener.address.split()[1]])
-    elif end == "cancelled":
-        listening.cancel()
-    else:
-        await postgres.storage.enqueue(mails(1))
-    with anyio.fail_after(LONG):
-        await asyncio.wait([listening])
-    assert not loop.remove_reader(fileno)
-    assert listening.cancelled() == (end == "cancelled")
-    if end != "cancelled":
-        error = listening.exception()
-        expected = {"closed": type(None), "lost": StorageUnavailableError}
-        assert type(error) is expected.get(end, ZeroDivisionError)
-    await listener.close()
 
 
 async def test_a_lost_connection_shows(postgres: PostgresEngine) -> None:

@@ -14,6 +14,9 @@ __all__ = ["Deferred", "Driven", "Shield", "as_coroutine", "come_clean", "insist
 
 T = TypeVar("T")
 
+#: Seconds until a loop that was cancelled between two steps, and goes on, is cancelled again.
+_CANCEL_EVERY = 0.1
+
 
 class Driven(Awaitable[None]):
     """A coroutine that was started in `scope` and yielded `waited_for`, continued there to its end."""
@@ -103,9 +106,14 @@ class Shield:
                 with contextlib.suppress(asyncio.CancelledError), anyio.CancelScope(shield=True):
                     async with self._lock:
                         inner.cancel()
-                    await asyncio.wait([inner])
+                    # again: some that wait with a deadline take it for theirs
+                    await asyncio.wait([inner], timeout=_CANCEL_EVERY)
             if inner.cancelled() or inner.exception() is None:
                 raise
+        error = None if inner.cancelled() else inner.exception()
+        if error is not None and not isinstance(error, Exception):
+            # such as SystemExit, which the loop has raised already: again, it would end the loop before all is closed
+            raise BaseExceptionGroup("amid a step", [error])
         inner.result()
 
     async def take(self, step: Callable[[], Awaitable[T]]) -> T:

@@ -71,8 +71,12 @@ class translated:  # noqa: N801 - `with translated():`, which a generator would 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: object
     ) -> None:
-        if error is not None and (ours := _translation(error)) is not None:
+        if error is None or (ours := _translation(error)) is None:
+            return
+        try:
             raise ours from error
+        finally:
+            del ours  # or it would be in a frame of its own traceback, which keeps all that the statement had in hand
 
 
 def _translation(error: BaseException) -> StorageError | None:

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import anyio
+import psycopg
 from psycopg import sql
+from psycopg.pq import ConnStatus
 
 from ...job import MAX_PRIORITY, MIN_PRIORITY
 from ..base import Wake
@@ -45,30 +47,39 @@ class PostgresListener:
     async def listen(self, heard: Callable[[Wake | None], None]) -> None:
         """Tell `heard` of wake-ups as they come; None is the answer to a probe. Raises when the connection is lost.
 
+        What came together with the reply to LISTEN is left out: whoever begins to listen looks at everything anyway.
+
         The loop calls when there is something to read. (The driver's `notifies` would wake a task first, and takes the
         connection off the loop and puts it back each time: a good part of the way from a notification to its job.)
         """
         conn = self._conn
         if conn is None:
             return
-        self._ended = ended = asyncio.get_running_loop().create_future()
-        pgconn, encoding = conn.pgconn, conn.info.encoding
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        with translated():
+            pgconn, encoding = conn.pgconn, conn.info.encoding
 
-        def read() -> None:
+            def read() -> None:
+                try:
+                    pgconn.consume_input()
+                    while message := pgconn.notifies():
+                        self._pass_on(message.extra.decode(encoding), heard)
+                    # what can't be a message makes libpq close the socket, without a word
+                    if pgconn.status != ConnStatus.OK:
+                        raise psycopg.OperationalError("the connection is lost")
+                except Exception as error:
+                    self._deafen()
+                    if not ended.done():
+                        ended.set_exception(error)
+
+            self._fileno = pgconn.socket
+            loop.add_reader(self._fileno, read)
+            self._ended = ended
             try:
-                pgconn.consume_input()
-                while message := pgconn.notifies():
-                    self._pass_on(message.extra.decode(encoding), heard)
-            except Exception as error:
-                self._end(error)
-
-        self._fileno = pgconn.socket
-        ended.get_loop().add_reader(self._fileno, read)
-        try:
-            with translated():
                 await ended
-        finally:
-            self._end()
+            finally:
+                self._deafen()
 
     def _pass_on(self, payload: str, heard: Callable[[Wake | None], None]) -> None:
         if payload == self.address:
@@ -76,18 +87,19 @@ class PostgresListener:
         elif not payload.startswith("probe "):
             heard(_parse(payload))
 
-    def _end(self, error: Exception | None = None) -> None:
-        """Read no more: before the connection is closed, as the number of its socket may be another one's then."""
+    def _deafen(self) -> asyncio.Future[None] | None:
+        """Read no more, before the connection is closed: the number of its socket may be another one's then. Returns what
+        `listen` waits for."""
         ended, self._ended = self._ended, None
-        if ended is None:
-            return
-        ended.get_loop().remove_reader(self._fileno)
-        if not ended.done():
-            ended.set_result(None) if error is None else ended.set_exception(error)
+        if ended is not None:
+            ended.get_loop().remove_reader(self._fileno)
+        return ended
 
     async def close(self) -> None:
         """Disconnect."""
-        self._end()
+        ended = self._deafen()
+        if ended is not None and not ended.done():
+            ended.set_result(None)
         conn, self._conn = self._conn, None
         if conn is not None:
             await conn.close()
