@@ -55,6 +55,7 @@ def install() -> None:
     """Watch jobs from now on. `import workers` does it."""
     if _begin not in telemetry.job_context_hooks:
         telemetry.job_context_hooks.append(_begin)
+        telemetry.job_type_hooks.append(_foresee)
         telemetry.subscribe(_report_death, telemetry.JobDied)
         logger.addFilter(_before_record)
 
@@ -74,6 +75,12 @@ def _active() -> Any:
     except AttributeError:  # another thread is importing it
         return None
     return sdk if _prepared or _prepare() else None
+
+
+def _foresee() -> None:
+    """A process that only enqueues may fail at that, before anything else leads here."""
+    if hasattr(sys.modules.get("sentry_sdk"), "is_initialized"):  # else it is being imported
+        _prepare()
 
 
 def _prepare() -> bool:

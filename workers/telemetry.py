@@ -34,6 +34,7 @@ __all__ = [
     "Subscription",
     "emit",
     "job_context_hooks",
+    "job_type_hooks",
     "subscribe",
     "wanted",
 ]
@@ -109,6 +110,9 @@ class ListenerStateChanged(Event, frozen=True, kw_only=True):
 
 #: Called in each job's own context before its code runs: for what keeps its state in context variables.
 job_context_hooks: list[Callable[[ClaimedJob], object]] = []
+#: Called before a job class is used for the first time: for what has to be there when just that fails, in a process that
+#: never runs a job.
+job_type_hooks: list[Callable[[], object]] = []
 
 E = TypeVar("E", bound=Event)
 _subscribers: dict[type[Event], tuple[Callable[[Any], object], ...]] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -282,6 +284,50 @@ async def test_error_that_a_job_logs_carries_its_tags(
     (event,) = events
     assert event["logentry"]["message"] == "out of stock"
     assert event["tags"]["job_id"] == str(job_id)
+
+
+PRODUCER = """
+import contextlib, json, sys
+{imports}
+from sentry_sdk.transport import Transport
+
+class Printed(Transport):
+    def capture_envelope(self, envelope):
+        print(*(json.dumps(item.get_event()) for item in envelope.items))
+
+sentry_sdk.init("https://key@sentry.invalid/1", transport=Printed(), auto_enabling_integrations=False)
+
+class Charge(BackgroundJob[None]):
+    card: str
+    amount: int = 1
+    def run(self, ctx): ...
+
+for amount in (1, "much"):
+    with contextlib.suppress(psycopg.Error, InvalidJobError):
+        with psycopg.connect(sys.argv[1]) as conn:
+            try:
+                Charge(card="payload-4711", amount=amount).enqueue(conn)
+            except Exception as error:
+                sentry_sdk.capture_exception(error)
+                raise
+"""
+IMPORTS = [
+    "import psycopg",
+    "import sentry_sdk",
+    "from workers import BackgroundJob, InvalidJobError",
+]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_process_that_only_enqueues_keeps_its_payloads(raw_database_url: str, order: int) -> None:
+    """No job has ever run there; the library may be imported before the SDK or after it."""
+    script = PRODUCER.format(imports="\n".join(IMPORTS[::order]))
+    command = [sys.executable, "-c", script, raw_database_url]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.count('"exception"') == 2, ended.stderr
+    assert "background_jobs" in ended.stdout
+    assert "amount" in ended.stdout
+    assert PAYLOAD not in ended.stdout
 
 
 def test_payload_of_a_failed_enqueue_stays_here(raw_database_url: str, events: list[Event]) -> None:
