@@ -18,7 +18,7 @@ from typing import (
     overload,
 )
 
-from . import connections
+from . import connections, telemetry
 from ._annotations import enclosing_frames
 from ._enqueueing import MAX_DELAY, encode_all, parameters
 from .backoff import Exponential
@@ -128,6 +128,10 @@ class BackgroundJob(Generic[ContextT]):
             secrets = None
         return shown(self, secrets)
 
+    def __sentry_repr__(self) -> str:
+        """What Sentry shows of a job among local variables: payloads stay here."""
+        return f"<{type(self).__qualname__}: fields not shown>"
+
     @classmethod
     def policy(cls) -> JobPolicy:
         """Return what this class declares about retries, crashes and archiving."""
@@ -170,16 +174,20 @@ class BackgroundJob(Generic[ContextT]):
         wait. Raises, before anything is sent, InvalidJobError, UnsupportedConnectionError, and RegistrationError for a class
         whose fields can't be stored.
         """
-        cls = type(self)
-        data = (cls._workers_type or describe(cls)).codec.encode(self)
-        given = parameters(cls, priority, queue, run_at, delay)
-        if cls.deduplicated:
-            given["data"] = [data]
-            return connections.run(cls, conn, ENQUEUE_DEDUPLICATED, given, first_id)
-        given["data"] = data
-        if run_at is None and delay is None:
-            return connections.run(cls, conn, ENQUEUE, given, first_id)
-        return connections.run(cls, conn, ENQUEUE_AT, given, first_id)
+        try:
+            cls = type(self)
+            data = (cls._workers_type or describe(cls)).codec.encode(self)
+            given = parameters(cls, priority, queue, run_at, delay)
+            if cls.deduplicated:
+                given["data"] = [data]
+                return connections.run(cls, conn, ENQUEUE_DEDUPLICATED, given, first_id)
+            given["data"] = data
+            if run_at is None and delay is None:
+                return connections.run(cls, conn, ENQUEUE, given, first_id)
+            return connections.run(cls, conn, ENQUEUE_AT, given, first_id)
+        except BaseException:
+            telemetry.enqueue_failed()
+            raise
 
     @overload
     @classmethod
@@ -255,14 +263,18 @@ class BackgroundJob(Generic[ContextT]):
         connections (not in pipeline mode) ordinary jobs are streamed by COPY, so that `jobs` may be a generator of millions.
         Deduplicated ones, and other connections, take them all at once.
         """
-        given = parameters(cls, priority, queue, run_at, delay)
-        payloads, shape = encode_all(cls, jobs), all_ids if return_ids else no_ids
-        if not return_ids and not cls.deduplicated:
-            return connections.run(cls, conn, ENQUEUE_COPY, given | {"data": payloads}, shape)
-        if not (data := list(payloads)):
-            return connections.nothing(cls, conn, shape)
-        query = ENQUEUE_DEDUPLICATED if cls.deduplicated else ENQUEUE_BATCH
-        return connections.run(cls, conn, query, given | {"data": data}, shape)
+        try:
+            given = parameters(cls, priority, queue, run_at, delay)
+            payloads, shape = encode_all(cls, jobs), all_ids if return_ids else no_ids
+            if not return_ids and not cls.deduplicated:
+                return connections.run(cls, conn, ENQUEUE_COPY, given | {"data": payloads}, shape)
+            if not (data := list(payloads)):
+                return connections.nothing(cls, conn, shape)
+            query = ENQUEUE_DEDUPLICATED if cls.deduplicated else ENQUEUE_BATCH
+            return connections.run(cls, conn, query, given | {"data": data}, shape)
+        except BaseException:
+            telemetry.enqueue_failed()
+            raise
 
 
 # A frozen dataclass can't derive from this one: a decorator that asks for it is refused where it stands, by dataclasses.

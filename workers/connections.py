@@ -15,6 +15,7 @@ from psycopg.pq import PipelineStatus
 from psycopg.raw_cursor import RawCursorMixin
 from psycopg.rows import tuple_row
 
+from . import telemetry
 from ._connection_advice import add_advice, advice_on
 from ._connection_types import AsyncConnectionLike, SyncConnectionLike
 from ._enqueue_errors import in_short
@@ -264,8 +265,20 @@ def run(caller: Caller, conn: Any, query: Query, parameters: Parameters, shape: 
         parameters["data"] = list(parameters["data"])
     plain = (known := caller._workers_type) is not None and not known.secrets  # as nearly all are
     write = kind.run if plain else in_short(caller, kind.run, kind.is_async)
-    result = write(conn, query, parameters, shape)
-    return _named(result, caller, shape) if kind.is_async else result
+    if kind.is_async:
+        return _named(_watched(write, conn, query, parameters, shape), caller, shape)
+    return write(conn, query, parameters, shape)
+
+
+async def _watched(
+    write: Any, conn: Any, query: Query, parameters: Parameters, shape: Shape[T]
+) -> T:
+    try:
+        result: T = await write(conn, query, parameters, shape)
+    except BaseException:
+        telemetry.enqueue_failed()
+        raise
+    return result
 
 
 def nothing(caller: type, conn: Any, shape: Shape[Any]) -> Any:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import telemetry
 from ._annotations import resolve
 from .codec import Codec
 from .config import seconds
@@ -50,8 +49,6 @@ def describe(cls: type[BackgroundJob[Any]]) -> JobType:
 
 
 def _describe(cls: type[BackgroundJob[Any]]) -> JobType:
-    for hook in telemetry.job_type_hooks:
-        hook()
     if getattr(cls, "__abstractmethods__", None):
         raise RegistrationError(
             f"{cls.__qualname__} has no run method: it can only be derived from"

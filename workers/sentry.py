@@ -9,9 +9,9 @@ Once the application has called `sentry_sdk.init`, before or after importing `wo
   and interrupted jobs; a job that wants a failed attempt seen captures it itself.
 * A death without an exception (a payload that can't be decoded, a process that died too often, `Discard`) is captured
   as a message.
-* Payloads stay here: a job's fields and the local variables of the library's own frames, and of the drivers' frames
-  below them, are taken out of every event. What an exception says, and the other local variables of your code, is
-  yours: `include_local_variables=False` drops the latter.
+* Payloads stay here, also in a process that only enqueues: a job's fields and the local variables of the library's own
+  frames, and of the drivers' frames beside them, are taken out of every event. What an exception says, and the other
+  local variables of your code, is yours: `include_local_variables=False` drops the latter.
 * Where a job has fields that are marked as `Secret`, their values are taken out of all that is captured in it, and all
   local variables are.
 
@@ -42,7 +42,8 @@ __all__ = ["flush", "install"]
 logger = logging.getLogger("workers")
 
 #: Their local variables hold payloads or connection strings when the library called them.
-_DRIVERS = ("psycopg", "psycopg_pool", "sqlalchemy", "django")
+_DRIVERS = ("psycopg", "psycopg_pool", "psycopg2", "asyncpg", "sqlalchemy", "django")
+_OWN = __name__.partition(".")[0]
 
 #: What an event has to be an event: a secret that is called the same is no secret there.
 _FORMAL = frozenset({"event_id", "level", "modules", "platform", "sdk", "timestamp", "type"})
@@ -55,7 +56,7 @@ def install() -> None:
     """Watch jobs from now on. `import workers` does it."""
     if _begin not in telemetry.job_context_hooks:
         telemetry.job_context_hooks.append(_begin)
-        telemetry.job_type_hooks.append(_foresee)
+        telemetry.failed_enqueue_hooks.append(_active)
         telemetry.subscribe(_report_death, telemetry.JobDied)
         logger.addFilter(_before_record)
 
@@ -77,12 +78,6 @@ def _active() -> Any:
     return sdk if _prepared or _prepare() else None
 
 
-def _foresee() -> None:
-    """A process that only enqueues may fail at that, before anything else leads here."""
-    if hasattr(sys.modules.get("sentry_sdk"), "is_initialized"):  # else it is being imported
-        _prepare()
-
-
 def _prepare() -> bool:
     """Say what is said to the SDK once in a process; False if it is not one that we know."""
     global _prepared
@@ -90,15 +85,16 @@ def _prepare() -> bool:
         from sentry_sdk.integrations.logging import ignore_logger
         from sentry_sdk.scope import add_global_event_processor
         from sentry_sdk.serializer import add_global_repr_processor
-    except ImportError:
+
+        with _preparing:
+            if not _prepared:
+                # deaths among these reach Sentry by way of telemetry, with all that belongs to them
+                ignore_logger(JOBS)
+                add_global_event_processor(_without_local_variables)
+                add_global_repr_processor(_without_payload)
+                _prepared = True
+    except Exception:  # another version's, or what stands in the way of its import
         return False
-    with _preparing:
-        if not _prepared:
-            # deaths among these reach Sentry by way of telemetry, with all that belongs to them
-            ignore_logger(JOBS)
-            add_global_event_processor(_without_local_variables)
-            add_global_repr_processor(_without_payload)
-            _prepared = True
     return True
 
 
@@ -206,21 +202,18 @@ def _before_record(record: logging.LogRecord) -> bool:
 
 
 def _without_payload(value: object, hint: dict[str, Any]) -> Any:
-    if isinstance(value, BackgroundJob):
-        return f"<{type(value).__qualname__}: fields not shown>"
-    return NotImplemented
+    return value.__sentry_repr__() if isinstance(value, BackgroundJob) else NotImplemented
 
 
 def _without_local_variables(event: Event, hint: Hint) -> Event:
-    """Drop the variables of the library's frames, and of the drivers' frames that it called; in a job with secrets all."""
+    """Drop the variables of the library's frames, and of the drivers' in an event with any of these; in a job with secrets
+    all. (SQLAlchemy's and Django's errors have the driver's for a cause, whose stack begins below ours.)"""
     hide = hiding.get(None)
-    for frames in _stacks(event):
-        below = False
-        for frame in frames:
-            module = frame.get("module")
-            below = _is_ours(module) or (below and _is_driver(module))
-            if below or hide is not None:
-                frame.pop("vars", None)
+    frames = [frame for stack in _stacks(event) for frame in stack]
+    kept_back = _DRIVERS if any(_package(frame) == _OWN for frame in frames) else ()
+    for frame in frames:
+        if hide is not None or _package(frame) in (_OWN, *kept_back):
+            frame.pop("vars", None)
     if hide is not None:
         said: dict[str, Any] = event  # type: ignore[assignment]
         said |= {name: _without(said[name], hide) for name in said.keys() - _FORMAL}
@@ -267,9 +260,5 @@ def _stacks(event: Any) -> Iterator[list[dict[str, Any]]]:
         yield ((holder or {}).get("stacktrace") or {}).get("frames") or []
 
 
-def _is_ours(module: str | None) -> bool:
-    return module == "workers" or (module or "").startswith("workers.")
-
-
-def _is_driver(module: str | None) -> bool:
-    return (module or "").partition(".")[0] in _DRIVERS
+def _package(frame: dict[str, Any]) -> str:
+    return str(frame.get("module") or "").partition(".")[0]

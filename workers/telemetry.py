@@ -33,8 +33,9 @@ __all__ = [
     "SessionsRescued",
     "Subscription",
     "emit",
+    "enqueue_failed",
+    "failed_enqueue_hooks",
     "job_context_hooks",
-    "job_type_hooks",
     "subscribe",
     "wanted",
 ]
@@ -110,9 +111,8 @@ class ListenerStateChanged(Event, frozen=True, kw_only=True):
 
 #: Called in each job's own context before its code runs: for what keeps its state in context variables.
 job_context_hooks: list[Callable[[ClaimedJob], object]] = []
-#: Called before a job class is used for the first time: for what has to be there when just that fails, in a process that
-#: never runs a job.
-job_type_hooks: list[Callable[[], object]] = []
+#: Called when an enqueue fails, before its error is anybody's: for what shows errors, in a process that runs no jobs.
+failed_enqueue_hooks: list[Callable[[], object]] = []
 
 E = TypeVar("E", bound=Event)
 _subscribers: dict[type[Event], tuple[Callable[[Any], object], ...]] = {}
@@ -146,6 +146,12 @@ class Subscription(AbstractContextManager["Subscription"]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def enqueue_failed() -> None:
+    """Call the hooks for that."""
+    for hook in failed_enqueue_hooks:
+        hook()
 
 
 def subscribe(callback: Callable[[E], object], *kinds: type[E]) -> Subscription:

@@ -16,7 +16,7 @@ from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
 from tests.conftest import AsyncPool
-from workers import BackgroundJob, Cancel, Discard, Fixed, Runner, Snooze
+from workers import BackgroundJob, Cancel, Discard, Fixed, Runner, Snooze, sentry
 
 PAYLOAD = "payload-4711"
 
@@ -287,8 +287,20 @@ async def test_error_that_a_job_logs_carries_its_tags(
 
 
 PRODUCER = """
-import contextlib, json, sys
-{imports}
+import json, sys
+import psycopg
+import sqlalchemy
+from workers import BackgroundJob
+from workers.storage.memory import MemoryStorage
+url = sys.argv[1]
+
+class Charge(BackgroundJob[None]):
+    card: str
+    amount: int = 1
+    def run(self, ctx): ...
+
+Charge(card="before", amount=2).enqueue(MemoryStorage()).close()  # the class has been used
+import sentry_sdk
 from sentry_sdk.transport import Transport
 
 class Printed(Transport):
@@ -297,37 +309,65 @@ class Printed(Transport):
 
 sentry_sdk.init("https://key@sentry.invalid/1", transport=Printed(), auto_enabling_integrations=False)
 
-class Charge(BackgroundJob[None]):
-    card: str
-    amount: int = 1
-    def run(self, ctx): ...
+def unconnected(job):
+    psycopg.connect("host=/nowhere")
 
-for amount in (1, "much"):
-    with contextlib.suppress(psycopg.Error, InvalidJobError):
-        with psycopg.connect(sys.argv[1]) as conn:
-            try:
-                Charge(card="payload-4711", amount=amount).enqueue(conn)
-            except Exception as error:
-                sentry_sdk.capture_exception(error)
-                raise
+def plain(job):
+    with psycopg.connect(url) as conn:
+        job.enqueue(conn)
+
+def sqlalchemy_(job):
+    engine = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg:"), hide_parameters=True)
+    with engine.begin() as conn:
+        job.enqueue(conn)
+
+def bad(job):
+    job.amount = "much"
+    plain(job)
+
+def late(job):
+    with psycopg.connect(url) as conn:
+        type(job).enqueue_batch(conn, [job], delay=-1)
+
+def asynchronous(job):
+    import asyncio
+    async def enqueue():
+        async with await psycopg.AsyncConnection.connect(url) as conn:
+            await job.enqueue(conn)
+    asyncio.run(enqueue())
+
+try:
+    globals()[sys.argv[2]](Charge(card="payload-4711"))
+except Exception as error:
+    sentry_sdk.capture_exception(error)
 """
-IMPORTS = [
-    "import psycopg",
-    "import sentry_sdk",
-    "from workers import BackgroundJob, InvalidJobError",
-]
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_a_process_that_only_enqueues_keeps_its_payloads(raw_database_url: str, order: int) -> None:
-    """No job has ever run there; the library may be imported before the SDK or after it."""
-    script = PRODUCER.format(imports="\n".join(IMPORTS[::order]))
-    command = [sys.executable, "-c", script, raw_database_url]
+@pytest.mark.parametrize(
+    "how", ["unconnected", "plain", "sqlalchemy_", "bad", "late", "asynchronous"]
+)
+def test_a_process_that_only_enqueues_keeps_its_payloads(raw_database_url: str, how: str) -> None:
+    """No job has ever run there, and the SDK was imported after the job class was used."""
+    command = [sys.executable, "-c", PRODUCER, raw_database_url, how]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ended.stdout.count('"exception"') == 2, ended.stderr
-    assert "background_jobs" in ended.stdout
-    assert "amount" in ended.stdout
+    assert ended.stdout.count('"exception"') == 1, ended.stderr
+    assert "Charge: fields not shown" in ended.stdout
     assert PAYLOAD not in ended.stdout
+
+
+def test_what_stands_in_the_way_of_sentry_harms_no_enqueue(
+    raw_database_url: str, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    """The error that comes out is the enqueue's own."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    monkeypatch.setattr(sentry, "_prepared", False)
+    monkeypatch.setitem(sys.modules, "sentry_sdk.serializer", cast(Any, Broken()))
+    with psycopg.connect(raw_database_url) as conn, pytest.raises(psycopg.errors.UndefinedTable):
+        Fails().enqueue(conn)
 
 
 def test_payload_of_a_failed_enqueue_stays_here(raw_database_url: str, events: list[Event]) -> None:
