@@ -290,6 +290,7 @@ PRODUCER = """
 import json, sys
 import psycopg
 import sqlalchemy
+from tests.helpers.django_database import django_database
 from workers import BackgroundJob
 from workers.storage.memory import MemoryStorage
 url = sys.argv[1]
@@ -321,6 +322,10 @@ def sqlalchemy_(job):
     with engine.begin() as conn:
         job.enqueue(conn)
 
+def django_(job):
+    with django_database(url) as conn:
+        job.enqueue(conn)
+
 def bad(job):
     job.amount = "much"
     plain(job)
@@ -344,7 +349,7 @@ except Exception as error:
 
 
 @pytest.mark.parametrize(
-    "how", ["unconnected", "plain", "sqlalchemy_", "bad", "late", "asynchronous"]
+    "how", ["unconnected", "plain", "sqlalchemy_", "django_", "bad", "late", "asynchronous"]
 )
 def test_a_process_that_only_enqueues_keeps_its_payloads(raw_database_url: str, how: str) -> None:
     """No job has ever run there, and the SDK was imported after the job class was used."""

@@ -106,7 +106,7 @@ class Shield:
                 with contextlib.suppress(asyncio.CancelledError), anyio.CancelScope(shield=True):
                     async with self._lock:
                         inner.cancel()
-                    # again: some that wait with a deadline take it for theirs
+                    # again: some that wait with a deadline take it for theirs. (What it does on its way out has as long.)
                     await asyncio.wait([inner], timeout=_CANCEL_EVERY)
             if inner.cancelled() or inner.exception() is None:
                 raise
