@@ -314,30 +314,30 @@ BEGIN
 END
 $$;
 
--- Deletes finished jobs, guarded by session and token, and forgets the `closed` claims. Returns which ids were deleted, or
--- NULL for all of them.
+-- Deletes finished jobs, guarded by session and token, and forgets the `closed` claims: all of it, or nothing (WK001 where a job
+-- is no longer this session's, lock_not_available where somebody else has locked a row). The caller then asks which ones, by
+-- complete_unlocked.sql. That is rare, and to return each id would cost a quarter of the statement.
 --
 -- `ids` rises, so that width_bucket finds an id's place, and with it its token, by binary search.
 --
 -- A function for the sake of the planner, which is told to walk an index, here and nowhere else: a queue is full one minute and
 -- empty the next, and its statistics, and the plans that are kept, are of some other minute. A bitmap would lock rows where they
--- lie, not in the order of their ids as every other statement does: deadlocks. A row that somebody else has locked is not
--- waited for: see complete_unlocked.sql.
-CREATE FUNCTION workers_complete(session bigint, ids bigint[], tokens bigint[], closed bigint[]) RETURNS bigint[]
+-- lie, not in the order of their ids as every other statement does: deadlocks.
+CREATE FUNCTION workers_complete(session bigint, ids bigint[], tokens bigint[], closed bigint[]) RETURNS void
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET lock_timeout = '250ms' AS $$
 DECLARE
-    deleted bigint[];
+    deleted bigint;
 BEGIN
-    WITH done AS (
-        DELETE FROM background_jobs AS job
-        WHERE job.id = ANY($2) AND job.session_id = $1 AND job.claim_token = $3[width_bucket(job.id, $2)]
-        RETURNING job.id
-    )
-    SELECT CASE WHEN count(*) < cardinality($2) THEN coalesce(array_agg(done.id), '{}') END INTO deleted FROM done;
+    DELETE FROM background_jobs AS job
+    WHERE job.id = ANY($2) AND job.session_id = $1 AND job.claim_token = $3[width_bucket(job.id, $2)];
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    IF deleted < cardinality($2) THEN
+        RAISE 'workers: % of % finished jobs are no longer those of session %', cardinality($2) - deleted, cardinality($2), $1
+            USING ERRCODE = 'WK001';
+    END IF;
     IF $4 <> '{}' THEN
         DELETE FROM worker_claims AS claim WHERE claim.session_id = $1 AND claim.token = ANY($4);
     END IF;
-    RETURN deleted;
 END
 $$;
 

@@ -22,6 +22,7 @@ __all__ = [
     "Checkout",
     "insisted",
     "is_locked",
+    "is_partial",
     "settings",
     "translated",
 ]
@@ -109,9 +110,14 @@ def is_notify_queue_full(error: BaseException | None) -> bool:
     return isinstance(error, errors.ProgramLimitExceeded) and "NOTIFY" in str(error)
 
 
-def is_locked(error: StorageUnavailableError) -> bool:
+def is_locked(error: StorageError) -> bool:
     """Whether the statement has waited for its lock_timeout."""
     return isinstance(error.__cause__, errors.LockNotAvailable)
+
+
+def is_partial(error: StorageError) -> bool:
+    """Whether workers_complete, which does all or nothing, found that some jobs are no longer the session's."""
+    return getattr(error.__cause__, "sqlstate", None) == "WK001"
 
 
 def settings(command: str, values: Mapping[str, str]) -> str:

@@ -84,7 +84,11 @@ class Claims:
         if len(rows) > 1:  # UPDATE ... RETURNING has no order
             rows = sorted(rows, key=_position)
             rows.sort(key=_priority, reverse=True)
-        return [(ClaimedJob(*row[:-1]), row[-1]) for row in rows]
+        queue, token = request.queue, request.token
+        return [
+            (ClaimedJob(id_, kind, queue, priority, data, retries, crashes, once, token), position)
+            for id_, kind, priority, data, retries, crashes, once, position in rows
+        ]
 
     def noticed(self, wake: Wake) -> None:
         """Pull the hint of the queue back to what became available."""
@@ -96,7 +100,7 @@ class Claims:
 
 
 #: Columns of a claim's rows.
-_priority, _position = itemgetter(3), itemgetter(-1)
+_priority, _position = itemgetter(2), itemgetter(-1)
 
 #: The same few all day.
 _literal: Callable[[tuple[str, ...]], str] = lru_cache(maxsize=256)(text_array)

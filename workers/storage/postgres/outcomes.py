@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ... import failpoints
-from ...errors import StorageUnavailableError
+from ...errors import StorageError, StorageUnavailableError
 from ..base import Guard, Settled, Settlement
-from .checkout import Checkout, is_locked
+from .checkout import Checkout, is_locked, is_partial
 from .literals import number_array
 from .settling import KINDS, columns, grouped, guard_columns, settled
 from .statements import statement
@@ -36,14 +36,14 @@ class Outcomes:
         """Delete finished jobs and forget the `closed` tokens."""
         params = guard_columns(guards) | {"session": session, "closed": number_array(closed)}
         try:
-            ((deleted,),) = await self._checkout.fetch(_COMPLETE, params)
-        except StorageUnavailableError as error:
-            if not is_locked(error):
+            await self._checkout.fetch(_COMPLETE, params)
+        except StorageError as error:
+            if not (is_locked(error) or is_partial(error)):
                 raise
             rows = await self._checkout.search(_COMPLETE_UNLOCKED, params, lock_timeout=_PATIENCE)
             failpoints.hit("completed in part")
             return await self._closed(session, settled(rows), closed)
-        return Settled([guard.id for guard in guards] if deleted is None else deleted)
+        return Settled([guard.id for guard in guards])
 
     async def settle(
         self, session: int, settlements: Sequence[Settlement], closed: Collection[int]

@@ -1,5 +1,6 @@
 -- A claim: takes up to `limit` available jobs of `queue` for `session`, under `token`. One row of NULLs: the session is not
--- alive, and takes nothing. SCAN is one of scan_*.sql: which jobs, in their order.
+-- alive, and takes nothing. SCAN is one of scan_*.sql: which jobs, in their order. Queue and token, which the caller knows, do not
+-- come back: each column of a batch costs both ends.
 --
 -- live     a claim on its way while its session was reaped takes nothing. KEY SHARE keeps the session's row from being removed
 --          before this claim is visible to the sweep, and does not conflict with the renewal of its lease.
@@ -25,9 +26,8 @@ WITH live AS MATERIALIZED (
     UPDATE background_jobs AS job
     SET session_id = %(session)s::bigint, claim_token = %(token)s::bigint, dedup_key = NULL
     WHERE job.id = ANY((SELECT ids FROM picked)::bigint[])
-    RETURNING job.id, job.job_type, job.queue, job.priority, job.data::text,
-        job.retries, job.crashes, job.deduplicated, job.claim_token, job.position
+    RETURNING job.id, job.job_type, job.priority, job.data::text, job.retries, job.crashes, job.deduplicated, job.position
 )
 SELECT * FROM taken
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE NOT EXISTS (SELECT FROM live)
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE NOT EXISTS (SELECT FROM live)

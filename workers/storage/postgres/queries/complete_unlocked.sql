@@ -1,4 +1,5 @@
--- Finished jobs, some of which somebody else has locked: those stay, and are told of: NULL.
+-- Finished jobs, where workers_complete could not delete all of them. Those that somebody else has locked are told of: NULL;
+-- nothing is said of those that are no longer this session's.
 WITH guard AS (
     SELECT * FROM unnest(%(ids)s::bigint[], %(tokens)s::bigint[]) AS guard (id, token)
 ), held AS MATERIALIZED (
