@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from typing import Any
 
@@ -15,11 +16,13 @@ from psycopg_pool import AsyncConnectionPool
 from tests.conftest import AsyncPool
 from tests.helpers.role_users import limited_user
 from tests.helpers.running import PATIENCE, World, drain, eventually, make_runner, running
+from tests.helpers.server import connection_url
 from workers import BackgroundJob, MigrationError, RunnerError, StorageError, migrations
 from workers.runtime.claimer import Claimer
 from workers.runtime.completer import Completer
 from workers.runtime.executor import Executor
 from workers.runtime.session import SessionKeeper
+from workers.storage.postgres import connector
 from workers.storage.postgres.session import PostgresControl
 
 ROWS = "SELECT retries, session_id IS NULL FROM background_jobs"
@@ -237,6 +240,51 @@ async def test_two_runners_at_once(pool: AsyncPool, conn: psycopg.Connection) ->
         assert first.session != second.session
         await eventually(conn, ROWS, [])
     assert len(world.seen) == 500
+
+
+async def test_two_runners_that_open_a_pool_together(
+    database_url: str, conn: psycopg.Connection
+) -> None:
+    """Neither has to wait until it is full, which the driver lets only one do."""
+    unopened = AsyncConnectionPool(database_url, min_size=1, max_size=2, open=False)
+    handles = [make_runner(unopened, Note).start() for _ in range(2)]
+    await asyncio.gather(*(handle.ready() for handle in handles))
+    for handle in handles:
+        handle.shutdown()
+        await handle.wait_for_shutdown()
+    assert unopened.closed
+
+
+async def test_a_runner_that_starts_on_a_pool_in_use(
+    database_url: str, conn: psycopg.Connection
+) -> None:
+    """It does not wait for all of its connections, nor close it under the others."""
+    unopened = AsyncConnectionPool(database_url, min_size=2, max_size=2, open=False)
+    world = World()
+    async with running(unopened, Hold, context=world), unopened.connection():
+        async with running(unopened, Note, context=world):
+            Note().enqueue(conn)
+            await world.wait("ran")
+        assert not unopened.closed
+    assert unopened.closed
+
+
+async def test_a_host_that_does_not_answer_is_passed_by(
+    database_url: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the pool, too, that is made from a DSN: the driver's own patience is two minutes."""
+    monkeypatch.setattr(connector, "_CONNECT_TIMEOUT", {"connect_timeout": 2})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        named = conninfo_to_dict(database_url)
+        url = connection_url(
+            database_url,
+            host=f"127.0.0.1,{named['host']}",
+            port=f"{silent.getsockname()[1]},{named.get('port', 5432)}",
+        )
+        Note().enqueue(conn)
+        world = World()
+        async with asyncio.timeout(25), running(url, Note, context=world):
+            await world.wait("ran")
 
 
 async def test_a_pool_of_one_connection_serves_many_running_jobs(

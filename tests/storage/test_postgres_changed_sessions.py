@@ -130,6 +130,32 @@ async def test_what_is_refused_for_itself_stays_refused(postgres: PostgresEngine
     assert len(done) == 1
 
 
+async def test_a_connection_to_a_server_that_turned_read_only_is_given_up(
+    database_url: str, warm_server: None
+) -> None:
+    """The pool would lend it for an hour; a new one may lead to the server that took over."""
+    async with PostgresEngine.opened(database_url, max_size=1) as engine:
+        runner = engine.runner()
+        await engine.storage.enqueue(mails(3))
+        jobs = await runner.take()
+        async with engine.pool.connection() as conn:
+            stale = conn.info.backend_pid
+        engine.conn.execute(
+            f"""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF pg_backend_pid() = {stale} THEN
+                    RAISE 'cannot execute DELETE in a read-only transaction' USING ERRCODE = 'read_only_sql_transaction';
+                END IF;
+                RETURN old;
+            END $$;
+            CREATE TRIGGER refuse BEFORE DELETE ON background_jobs FOR EACH ROW EXECUTE FUNCTION refuse();
+            """.encode()
+        )
+        with pytest.raises(StorageUnavailableError, match="read-only"):
+            await runner.complete(jobs)
+        assert await runner.complete(jobs) == set(ids(jobs))
+
+
 async def test_connections_that_the_server_ended_because_they_were_idle(database_url: str) -> None:
     """All of the pool's: nothing was done on them, so that it is done on a new one, at once."""
     url = connection_url(

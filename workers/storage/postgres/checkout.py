@@ -229,6 +229,9 @@ class Checkout:
             except psycopg.Error as error:
                 refused = error
             if not await fitted.changed():
+                if isinstance(refused, errors.ReadOnlySqlTransaction):
+                    # it was a primary once: another connection may lead to the one that is now
+                    fitted.conn.pgconn.finish()
                 raise refused
             return await work(fitted.conn)
 

@@ -19,8 +19,8 @@ __all__ = ["Connector", "with_defaults"]
 
 #: An asynchronous pool's cursors are no use on a synchronous connection, and our statements do not use them.
 _NOT_OURS = ("cursor_factory",)
-#: Where neither the DSN nor the pool's arguments say anything else.
-_DEFAULTS = {"connect_timeout": 5}
+#: Where neither the DSN nor the pool's arguments say anything else. (The driver's own patience is 130 s for each host.)
+_CONNECT_TIMEOUT = {"connect_timeout": 5}
 _NAME = {"application_name": "workers"}
 #: The same, for what the system does about a peer that is gone. (No effect on a unix socket.)
 _TCP = {
@@ -165,15 +165,11 @@ def _connects_itself(kind: type) -> bool:
 def with_defaults(dsn: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """`kwargs` with what every connection of ours has, where `dsn` says nothing else."""
     named = conninfo.conninfo_to_dict(dsn)
-    ours = _NAME | _TCP
+    ours = _NAME | _CONNECT_TIMEOUT | _TCP
     defaults = {name: value for name, value in ours.items() if not named.get(name)}
     return defaults | kwargs | _ENCODING
 
 
 def _prepared(dsn: Any, given: Any) -> tuple[str, dict[str, Any]]:
     kwargs = {name: value for name, value in (given or {}).items() if name not in _NOT_OURS}
-    named = conninfo.conninfo_to_dict(dsn or "")
-    for name, value in _DEFAULTS.items():
-        if not named.get(name):
-            kwargs.setdefault(name, value)
     return dsn or "", with_defaults(dsn or "", kwargs)
