@@ -17,6 +17,7 @@ from .errors import (
     StorageError,
     StorageRejectedError,
     StorageUnavailableError,
+    StorageUnusableError,
     UnsupportedConnectionError,
     WorkersError,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "StorageError",
     "StorageRejectedError",
     "StorageUnavailableError",
+    "StorageUnusableError",
     "UnsupportedConnectionError",
     "WorkersError",
     "apply_roles",

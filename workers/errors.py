@@ -20,6 +20,7 @@ __all__ = [
     "StorageError",
     "StorageRejectedError",
     "StorageUnavailableError",
+    "StorageUnusableError",
     "UnsupportedConnectionError",
     "WorkersError",
 ]
@@ -85,6 +86,10 @@ class StorageUnavailableError(StorageError):
 
 class StorageRejectedError(StorageError):
     """The store refused the statement for what it says: trying the same again is no use."""
+
+
+class StorageUnusableError(StorageRejectedError):
+    """The store lacks what the statement needs, such as a right or a table. Once that is mended the same will do."""
 
 
 class Cancel(Exception):  # noqa: N818 - control flow, not an error

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import AsyncPool
+from tests.helpers.role_users import limited_user
 from tests.helpers.running import PATIENCE, World, eventually, running
 from workers import BackgroundJob
 from workers.runtime import claimer, completer, demand
@@ -103,3 +107,25 @@ async def test_nothing_is_claimed_while_outcomes_pile_up(
         storage.unblocked.set()
         await world.wait("last")
     assert Counter(world.seen) == Counter(range(1, 501))
+
+
+async def test_what_the_store_lacks_is_no_fault_of_the_jobs(
+    database_url: str, conn: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A right that was forgotten, or taken away: their outcomes wait for whoever grants it, and nothing is buried."""
+    right = "EXECUTE ON FUNCTION workers_complete"
+    with limited_user(conn, database_url, 20) as url:
+        name = sql.Identifier(str(conninfo_to_dict(url)["user"]))
+        conn.execute(sql.SQL(f"REVOKE {right} FROM {{}}").format(name))
+        world = World()
+        async with running(url, Note, context=world):
+            Note.enqueue_batch(conn, [Note(number=number) for number in range(1, 101)])
+            async with asyncio.timeout(PATIENCE):
+                while "permission denied for function workers_complete" not in caplog.text:  # noqa: ASYNC110 - a log can't be awaited
+                    await asyncio.sleep(0.01)
+            conn.execute(sql.SQL(f"GRANT {right} TO {{}}").format(name))
+            await eventually(conn, COUNT, [(0,)])
+        told = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        assert ["GRANT the user" in record.getMessage() for record in told] == [True]
+        assert conn.execute("SELECT count(*) FROM dead_jobs").fetchone() == (0,)
+    assert Counter(world.seen) == Counter(range(1, 101))

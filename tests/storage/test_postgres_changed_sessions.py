@@ -22,6 +22,7 @@ CHANGES = [
     "SET search_path = pg_catalog",
     "SET default_transaction_read_only = on",
     "SET client_encoding = 'LATIN1'",
+    "SET role = pg_monitor",
 ]
 
 

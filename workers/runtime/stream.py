@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
-from ..errors import StorageError, StorageUnavailableError
+from ..errors import StorageError, StorageUnavailableError, StorageUnusableError
 
 __all__ = ["Stream"]
 
@@ -53,6 +53,7 @@ class Stream(Generic[W]):
         self._aside_until = 0.0
         self._pause = _ASIDE_LEAST
         self._written_at = -math.inf
+        self._unusable = ""  # what was said of it last, while nothing can be written
         self._task: asyncio.Task[Any] | None = None
 
     @property
@@ -149,6 +150,7 @@ class Stream(Generic[W]):
             try:
                 with anyio.CancelScope(shield=True):
                     await self._write(batch, uncertain)
+                self._unusable = ""
                 return
             except StorageUnavailableError as error:
                 if not uncertain:
@@ -158,6 +160,14 @@ class Stream(Generic[W]):
                 uncertain = True
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(RETRY_MOST, delay * 2)
+            except StorageUnusableError as error:
+                # it is not for what the items say that it was refused
+                if batch and str(error) != self._unusable:
+                    text = "outcomes of %d jobs can't be written until somebody mends this: %s"
+                    logger.error(text, len(batch), error)
+                self._unusable = str(error)
+                self.put_aside(batch, uncertain=True)
+                return
             except StorageError as error:
                 if len(batch) > 1:
                     for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):

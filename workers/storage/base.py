@@ -9,7 +9,8 @@ An engine is two objects and a stream:
 
 Rules every engine keeps (tests/storage proves them): a claim is stamped with a session and a token chosen by the caller;
 every later write shows both and changes nothing when they are stale; a session that is not alive claims nothing; scan
-order, hints, locks are the engine's business. Errors: `StorageUnavailableError` (try again), `StorageRejectedError` (never).
+order, hints, locks are the engine's business. Errors: `StorageUnavailableError` (try again), `StorageRejectedError` (never),
+`StorageUnusableError` (not before somebody has mended the store).
 """
 
 from __future__ import annotations

@@ -11,7 +11,13 @@ import psycopg
 from psycopg import errors
 from psycopg.rows import tuple_row
 
-from ...errors import RIGHTS, StorageError, StorageRejectedError, StorageUnavailableError
+from ...errors import (
+    RIGHTS,
+    StorageError,
+    StorageRejectedError,
+    StorageUnavailableError,
+    StorageUnusableError,
+)
 from .fitting import Fitted, Fitting, fetch_on
 from .lender import Lender
 from .literals import plain
@@ -83,11 +89,13 @@ class translated:  # noqa: N801 - `with translated():`, which a generator would 
 def _translation(error: BaseException) -> StorageError | None:
     """What is raised for it; None if that is itself."""
     if isinstance(error, _MISSING):
-        return StorageRejectedError(
+        return StorageUnusableError(
             f"{_first_line(error)}; run `workers migrate`, or check the search_path"
         )
     if isinstance(error, errors.InsufficientPrivilege):
-        return StorageRejectedError(f"{_first_line(error)}; {RIGHTS}")
+        return StorageUnusableError(f"{_first_line(error)}; {RIGHTS}")
+    if isinstance(error, errors.InvalidSqlStatementName):  # somebody, or a pooler, forgot it
+        return StorageUnusableError(f"a prepared statement is gone: {_first_line(error)}")
     if is_notify_queue_full(error):  # somebody listens, and has been in a transaction for long
         return StorageUnavailableError(f"notifications can't be sent now: {_first_line(error)}")
     if isinstance(error, _TOO_MUCH):

@@ -33,16 +33,20 @@ _TIMEOUTS = {
     "lock_timeout": 5_000,
 }
 _BACKEND = "SELECT pg_backend_pid()"
-#: pg_settings leaves out what this version of the server does not have.
-_PROFILE = "SELECT name, setting FROM pg_settings WHERE name = ANY(%(names)s::text[])"
+#: pg_settings leaves out what this version of the server does not have, and the role.
+_PROFILE = (
+    "SELECT name, setting FROM pg_settings WHERE name = ANY(%(names)s::text[])"
+    " UNION ALL SELECT 'role', current_setting('role')"
+)
 
 
 class Fitting:
     """Makes connections of one pool fit, and remembers what each of them needs."""
 
     def __init__(self) -> None:
-        #: Of the first connection; every other one gets it.
+        #: Of the first connection; every other one gets them.
         self.search_path: str | None = None
+        self._role = "none"
         #: Whether they go through a pooler, which lends one server connection to many; None: not known yet.
         self.pooled: bool | None = None
         self.repairs: WeakKeyDictionary[_Connection, dict[str, str]] = WeakKeyDictionary()
@@ -71,11 +75,11 @@ class Fitting:
         names = ["search_path", *_SETTINGS, *_TIMEOUTS]
         found = dict(await fetch_on(conn, _PROFILE, {"names": names}, prepare=False))
         if self.search_path is None:
-            self.search_path = found["search_path"]
+            self.search_path, self._role = found["search_path"], found["role"]
         if self.pooled:
             _check_pooled(found)
             return {}
-        wanted = _SETTINGS | {"search_path": self.search_path}
+        wanted = _SETTINGS | {"search_path": self.search_path, "role": self._role}
         repairs = {name: value for name, value in wanted.items() if found[name] != value}
         for name, least in _TIMEOUTS.items():
             if 0 < int(found.get(name, 0)) < least:
