@@ -83,7 +83,8 @@ CREATE UNIQUE INDEX background_jobs_dedup ON background_jobs (dedup_key) WHERE d
 -- ------------------------------------------------------------------------------------------------------ who is working
 -- One row per running Runner. `id` is never used twice. While it lives, the runner's control connection holds the advisory
 -- lock (workers_lock_class(), id). `suspect_since`: a sweep found that lock free. `lease_only`: it has no lock for now: its
--- connection goes through a pooler, or somebody else holds it.
+-- connection goes through a pooler, or somebody else holds it. `locked_under`: the start of the server on which the lock was taken:
+-- on another one, such as a standby that was promoted, that it is free says nothing.
 CREATE SEQUENCE worker_sessions_id_seq AS integer NO CYCLE;
 
 CREATE TABLE worker_sessions (
@@ -92,6 +93,7 @@ CREATE TABLE worker_sessions (
     queues        text[]      NOT NULL DEFAULT '{}',
     alive         boolean     NOT NULL DEFAULT true,
     lease_only    boolean     NOT NULL DEFAULT false,
+    locked_under  timestamptz,
     lease_until   timestamptz NOT NULL,
     suspect_since timestamptz,
     dead_reason   text,

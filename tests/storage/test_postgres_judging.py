@@ -108,6 +108,29 @@ async def test_free_locks_mean_nothing_right_after_a_start_of_the_server() -> No
         pytest.skip(str(error))
 
 
+async def test_a_free_lock_means_nothing_on_a_server_on_which_it_was_never_taken(
+    postgres: PostgresEngine,
+) -> None:
+    """Such as a standby that was promoted: nobody holds a lock there until he has come over."""
+    runner = postgres.runner()
+    await runner.crash()
+    late = postgres.runner("late")
+    postgres.conn.execute(
+        "UPDATE worker_sessions SET locked_under = locked_under - interval '9 days'"
+    )
+    other = postgres.runner("other")
+    other.maintain()
+    postgres.conn.execute(SUSPECT_FOR_LONG)
+    assert not other.maintain().rescue
+    assert late.control.recover(LEASE)  # it has taken its lock here, and is judged by it
+    await late.crash()
+    other.maintain()
+    postgres.conn.execute(SUSPECT_FOR_LONG)
+    assert other.maintain().rescue
+    dead = "SELECT id FROM worker_sessions WHERE NOT alive"
+    assert postgres.conn.execute(dead.encode()).fetchall() == [(late.session,)]
+
+
 async def test_our_links_outlive_an_idle_timeout(
     database_url: str, conn: psycopg.Connection, warm_server: None
 ) -> None:

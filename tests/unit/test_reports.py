@@ -14,7 +14,7 @@ import pytest
 
 from workers import BackgroundJob
 from workers.config import QueueConfig
-from workers.errors import StorageUnavailableError
+from workers.errors import StorageRejectedError, StorageUnavailableError
 from workers.job import ClaimedJob
 from workers.job_type import describe
 from workers.runtime import reports as reports_module
@@ -96,6 +96,13 @@ async def test_nothing_is_claimed_while_the_link_is_lost(bench: Bench) -> None:
     assert not bench.gate.is_open()
     bench.reports.link_restored()
     assert bench.gate.is_open()
+
+
+async def test_housekeeping_that_is_refused_is_no_lost_connection(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.reports.link_lost(StorageRejectedError("a right was revoked"))
+    assert "the session's housekeeping is refused" in caplog.text
 
 
 async def test_claims_begin_with_the_session(bench: Bench) -> None:

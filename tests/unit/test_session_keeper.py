@@ -10,6 +10,8 @@ import pytest
 
 from workers.errors import StorageUnavailableError
 from workers.job import ClaimedJob
+from workers.log_aside import aside
+from workers.runtime import session
 from workers.runtime.ledger import Ledger
 from workers.runtime.session import SessionKeeper
 from workers.storage.base import SUSPICION, Guard, Maintenance, MaintenanceRequest, Settled
@@ -204,6 +206,23 @@ async def test_the_loop_is_watched_while_the_link_is_down(bench: Bench) -> None:
     bench.keeper._recover()
     assert bench.events.told.count("stalled") == 2  # a warning, and the limit
     assert await bench.told() == ["stalled", "stalled", "link_restored"]
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, 3), (60.0, 1)])
+async def test_why_the_link_does_not_come_back_is_told_now_and_then(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    every: float,
+    lines: int,
+) -> None:
+    """Rule 19: it may have been lost to a restart, and be kept away by a password that is no longer good."""
+    monkeypatch.setattr(session, "_TELL_FIRST", 0.0)
+    monkeypatch.setattr(session, "_TELL_EVERY", every)
+    bench.link.down = 3
+    bench.keeper._recover()
+    aside.flush(5.0)
+    assert caplog.text.count("still not back: not yet") == lines
 
 
 async def test_a_replacement_that_broke_off_is_made_again(bench: Bench) -> None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import Future
 from contextvars import Context
 from typing import Any, TypeVar
 
 import anyio
 
-__all__ = ["Deferred", "Driven", "Shield", "as_coroutine", "come_clean", "insist", "is_struck"]
+__all__ = [
+    "Deferred",
+    "Driven",
+    "Shield",
+    "as_coroutine",
+    "come_clean",
+    "insist",
+    "is_struck",
+    "uncancellable",
+]
 
 T = TypeVar("T")
 
@@ -149,6 +159,13 @@ class Shield:
         if self._task is not None:
             self._task.cancel()
             self._arm(self._task, seconds)
+
+
+def uncancellable() -> Future[Any]:
+    """A future that whoever awaits it can't cancel: the `set_result` of a thread would raise, and end that."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 def as_coroutine(value: Awaitable[Any]) -> Coroutine[Any, Any, Any]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 
 from .. import telemetry
-from ..errors import StorageError
+from ..errors import StorageError, StorageRejectedError
 from ..job import printable
 from ..log_aside import aside
 from ..storage.base import DeadSession, Maintenance, Storage, Wake
@@ -73,9 +73,10 @@ class Reports:
     def link_lost(self, error: StorageError) -> None:
         """Nothing may be claimed for now."""
         self._gate.close()
-        logger.warning(
-            "the session's connection is lost, nothing is claimed until it is back: %s", error
-        )
+        text = "the session's connection is lost, nothing is claimed until it is back: %s"
+        if isinstance(error, StorageRejectedError):  # the connection is as good as any
+            text = "the session's housekeeping is refused, nothing is claimed until it succeeds: %s"
+        logger.warning(text, error)
 
     def link_restored(self) -> None:
         """The session is as it was, and so are its claims."""

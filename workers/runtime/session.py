@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Protocol
 
 from .. import failpoints
 from ..errors import StorageError, StorageUnavailableError
@@ -30,6 +30,7 @@ from ..storage.base import (
     MaintenanceRequest,
     Settled,
 )
+from .driving import uncancellable
 from .ledger import Ledger
 from .loop_watch import LoopWatch
 
@@ -39,6 +40,7 @@ __all__ = ["SessionEvents", "SessionKeeper", "StallHandler"]
 StallHandler = Callable[[float, str], None]
 
 TICK, _RETRY = 1.0, 0.25
+_TELL_FIRST, _TELL_EVERY = 5.0, 60.0
 #: How much of the lease is left, at least, when it has been maintained.
 LEFT = 0.66
 #: A deaf listener is looked for this often.
@@ -125,8 +127,8 @@ class SessionKeeper:
         self._thread = threading.Thread(
             target=self._run, name=f"workers-session-{name}", daemon=True
         )
-        self.started: Future[int] = _uncancellable()
-        self.ended: Future[Settled] = _uncancellable()
+        self.started: Future[int] = uncancellable()
+        self.ended: Future[Settled] = uncancellable()
 
     def start(self) -> None:
         """Start the thread; `started` gets the session's id, or the error."""
@@ -145,7 +147,7 @@ class SessionKeeper:
 
     def maintain_now(self) -> Future[Maintenance]:
         """Ask for a round of housekeeping that begins after this call."""
-        future: Future[Maintenance] = _uncancellable()
+        future: Future[Maintenance] = uncancellable()
         self._waiting.append(future)
         self._control.poke()
         return future
@@ -241,7 +243,8 @@ class SessionKeeper:
                 self._reconciled = news
 
     def _recover(self) -> None:
-        """Get the link back, however long it takes."""
+        """Get the link back, however long it takes. Why it can't be had may change meanwhile, and is told now and then."""
+        tell_at = time.monotonic() + _TELL_FIRST
         while not self._is_over():
             self._look_after_loop()
             now = time.monotonic()
@@ -253,7 +256,10 @@ class SessionKeeper:
                 else:
                     self._replace_session()
                 return
-            except StorageError:
+            except StorageError as error:
+                if now >= tell_at:
+                    tell_at = now + _TELL_EVERY
+                    logger.warning("the session's connection is still not back: %s", error)
                 self._control.wait(_RETRY)
 
     def _replace_session(self) -> None:
@@ -290,10 +296,3 @@ class SessionKeeper:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # nobody is left to be told
             self._loop_closed = True
-
-
-def _uncancellable() -> Future[Any]:
-    """A future that whoever awaits it can't cancel: the thread's `set_result` would raise, and end the thread."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    return future

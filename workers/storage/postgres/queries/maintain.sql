@@ -5,8 +5,9 @@
 -- fit       whether this session may judge others by their leases: not when its own was not renewed in time either. A server
 --           or a network that stood still made everybody late.
 -- judged    the other sessions. A free lock is not a death: restarts and terminated backends free the locks of healthy
---           runners, which take them again within a second. Dead means: found free twice, `suspicion` apart, with the server
---           up for 5 s; or the lease has run out. The caller says which of the two it may judge by.
+--           runners, which take them again within a second. Dead means: found free twice, `suspicion` apart, though it was taken
+--           on this very server since it was started, which is 5 s ago at least; or the lease has run out. The caller says which
+--           of the two it may judge by.
 -- quiet     whether the link of another session may be half open: its lock is held, and its connection has said nothing for half
 --           of the time after which the server gives it up, and not for much longer, as a stopped process does. That takes
 --           a millisecond where there are a thousand backends: of many sessions ten look, at random.
@@ -35,14 +36,18 @@ WITH renewed AS (
 ), judged AS MATERIALIZED (
     SELECT
         other.id,
-        other.id NOT IN (SELECT id FROM held) AND NOT other.lease_only AS free,
+        lock.free,
         CASE
             WHEN %(judge_leases)s AND other.lease_until < now() AND (SELECT to_judge FROM fit) THEN 'its lease ran out'
-            WHEN %(judge_locks)s AND other.id NOT IN (SELECT id FROM held) AND NOT other.lease_only
+            WHEN %(judge_locks)s AND lock.free
                 AND other.suspect_since <= now() - %(suspicion)s * interval '1 second'
                 AND pg_postmaster_start_time() < now() - interval '5 seconds' THEN 'its connection is gone'
         END AS verdict
     FROM worker_sessions AS other
+    CROSS JOIN LATERAL (
+        SELECT other.id NOT IN (SELECT id FROM held) AND NOT other.lease_only
+            AND other.locked_under IS NOT DISTINCT FROM pg_postmaster_start_time() AS free
+    ) AS lock
     WHERE other.alive AND other.id <> %(session)s
 ), sentenced AS MATERIALIZED (
     SELECT other.id, judged.free, judged.verdict
