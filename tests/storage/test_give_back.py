@@ -130,6 +130,36 @@ async def test_rescue_onto_a_waiting_job(engine: Engine, runner: Runner, other: 
     assert (job.id, job.crashes) == (waiting, 1)
 
 
+@pytest.mark.parametrize("how", ["release", "crash", "control"])
+async def test_what_was_interrupted_is_not_put_off(
+    engine: Engine, runner: Runner, other: Runner, how: str
+) -> None:
+    """Rule 26: a chain has its next link, an hour from now, already in the queue; that one stays, and begins at once."""
+    [job] = await twins(engine, runner)
+    [later] = await engine.storage.enqueue([mail(1, deduplicated=True, delay=3600.0)])
+    if how == "release":
+        assert list((await runner.settle([job], Release())).superseded) == [job.id]
+    elif how == "control":
+        assert list(runner.control.release(guards([job])).superseded) == [job.id]
+    else:
+        await runner.crash()
+        other.bury()
+    assert ids(await other.take(suspects=9 if how == "crash" else 0)) == [later]
+
+
+@pytest.mark.parametrize("transition", [Retry(60.0, "boom"), Wait(60.0)], ids=repr)
+async def test_what_has_failed_does_not_hurry_others(
+    engine: Engine, runner: Runner, transition: Transition
+) -> None:
+    """Rule 26: it has a time of its own to wait."""
+    [job] = await twins(engine, runner)
+    await engine.storage.enqueue([mail(1, deduplicated=True, delay=3600.0)])
+    assert list((await runner.settle([job], transition)).superseded) == [job.id]
+    engine.advance(1000)
+    runner.maintain()
+    assert await runner.take() == []
+
+
 async def test_crashes_add_up_over_identical_jobs(engine: Engine, other: Runner) -> None:
     """Rule 20: each one is enqueued again while it runs, as by a clock, and kills its process."""
     [first] = await engine.storage.enqueue([mail(1, deduplicated=True)])

@@ -142,7 +142,7 @@ class MemoryStorage:
             case Wait(delay, _):
                 return tables.wait(row, tables.due(delay))
             case Release():
-                return tables.wait(row)
+                return tables.wait(row, interrupted=True)
             case Bury(reason, error):
                 row.last_error = row.last_error if error is None else error
                 tables.end(row, JobState.DEAD, reason)

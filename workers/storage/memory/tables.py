@@ -134,15 +134,19 @@ class Tables:
             row if self.wait(row, run_at if run_at is not None and run_at > now else None) else None
         )
 
-    def wait(self, row: Row, run_at: float | None = None) -> bool:
+    def wait(self, row: Row, run_at: float | None = None, *, interrupted: bool = False) -> bool:
         """Make a row wait, from now or until `run_at`.
 
-        False where an identical one does: then it makes way, and that one takes over its crashes.
+        False where an identical one does: then it makes way, and that one takes over its crashes; and, where it was
+        `interrupted`, its time, which is now.
         """
         if row.deduplicated and (first := self._waiting.setdefault(row.identity, row.id)) != row.id:
             self.rows.pop(row.id, None)
             twin = self.rows[first]
             twin.crashes = max(twin.crashes, row.crashes)
+            if interrupted and twin.run_at is not None:
+                self.stage(twin, twin.queue)
+                self.announce([twin])
             return False
         row.session, row.token = None, 0
         row.run_at, row.position = run_at, next(self._positions)
@@ -187,7 +191,7 @@ class Tables:
         for row in given:
             if crashed:
                 row.crashes = min(row.crashes + 1, MAX_CRASHES)
-            if self.wait(row):
+            if self.wait(row, interrupted=True):
                 written.append(row.id)
                 continue
             superseded.append(row.id)

@@ -1,6 +1,7 @@
 -- The same for deduplicated jobs: taken out and put back, or superseded. See wait_deduplicated.sql. `only`: these jobs alone.
 -- A crash is the work's, not the row's: the identical job that stays takes over the count, or a job that kills its process
--- and is enqueued again while it runs would never be found. (Not one that a producer's transaction holds: that would wait.)
+-- and is enqueued again while it runs would never be found. So it does the time, which is now. (Not one that a producer's
+-- transaction holds: that would wait.)
 WITH claim AS MATERIALIZED (
     SELECT claim.session_id, claim.token, unnest(claim.ids) AS id
     FROM worker_sessions AS session JOIN worker_claims AS claim ON claim.session_id = session.id
@@ -26,7 +27,9 @@ WITH claim AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 ), marked AS (
     UPDATE background_jobs AS job
-    SET crashes = greatest(job.crashes, guilty.after)
+    SET crashes = greatest(job.crashes, guilty.after),
+        run_at = NULL,
+        position = CASE WHEN job.run_at IS NULL THEN job.position ELSE nextval('background_jobs_position_seq') END
     FROM twin JOIN (SELECT DISTINCT key, after FROM guilty) AS guilty ON guilty.key = twin.key
     WHERE job.id = twin.id AND job.id = ANY(ARRAY(SELECT id FROM twin))
 ), back AS (
