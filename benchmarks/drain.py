@@ -44,7 +44,9 @@ def _pairs(name: str, options: Options) -> Result:
             fill(dsn, n)
             return drained(options, dsn, Counter(n), side)
 
-    pairs = interleave(options.pairs, lambda: measured(library_drain), lambda: measured(bare_drain))
+    # a run takes a second, within which the machine changes its speed
+    count = options.pick(full=15, quick=3, tiny=1)
+    pairs = interleave(count, lambda: measured(library_drain), lambda: measured(bare_drain))
     return summarize(Result, name, n, pairs)
 
 

@@ -34,8 +34,8 @@ class IdleResult(Result, kw_only=True, omit_defaults=True):
 
 
 def idle(options: Options) -> IdleResult:
-    """Over 30 s (5 when quick), two queues. `per_second`: statements; the limit is what is allowed; `n`: seconds."""
-    seconds = options.pick(full=30.0, quick=5.0, tiny=1.5)
+    """Over a minute (5 s when quick), two queues. `per_second`: statements; the limit is what is allowed; `n`: seconds."""
+    seconds = options.pick(full=60.0, quick=5.0, tiny=1.5)
     # until psycopg has prepared the statements; and it ends in the middle between two polls
     short = options.pick(full=8.1, quick=7.1, tiny=0.1)
     with ExitStack() as stack:
