@@ -2,7 +2,8 @@
 
 Each runner has a database of its own, whose committed and rolled back transactions the server counts; all that an idle
 runner sends are single statements in autocommit. A second runner idles for a shorter time, so that what it takes to start
-and to end, which both do, can be subtracted: the difference is idling alone.
+and to end, which both do, can be subtracted: the difference is idling alone. What is counted along, and is no statement: the
+transaction in which the server hands the listener one of its probes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from contextlib import ExitStack
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+
+from workers.runtime.session import PROBE_EVERY
 
 from .bench import Options, fresh_database
 from .child import Order
@@ -23,18 +26,19 @@ __all__ = ["IdleResult", "idle"]
 _QUEUES = 2
 _POLLS_PER_SECOND = 1.0  # the default poll_interval; the jitter on top of it only makes them fewer
 _MAINTENANCE_PER_SECOND = 1.0
+_PROBES_PER_SECOND = 1 / PROBE_EVERY
 _COUNTS = "SELECT numbackends, xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
 
 
 class IdleResult(Result, kw_only=True, omit_defaults=True):
-    """`statements_per_poll`: per poll interval and queue, after one maintenance statement a second."""
+    """`statements_per_poll`: per poll interval and queue, beside one maintenance statement a second."""
 
     statements_per_poll: float = 0.0
     cpu_percent: float = 0.0
 
 
 def idle(options: Options) -> IdleResult:
-    """Over a minute (5 s when quick), two queues. `per_second`: statements; the limit is what is allowed; `n`: seconds."""
+    """Over a minute (5 s when quick), two queues. `per_second`: transactions; the limit is what is allowed; `n`: seconds."""
     seconds = options.pick(full=60.0, quick=5.0, tiny=1.5)
     # until psycopg has prepared the statements; and it ends in the middle between two polls
     short = options.pick(full=8.1, quick=7.1, tiny=0.1)
@@ -52,11 +56,12 @@ def idle(options: Options) -> IdleResult:
         for i in range(0, len(dsns), 2)
     ]
     polls = _QUEUES * _POLLS_PER_SECOND
-    allowed = Sample(per_second=_MAINTENANCE_PER_SECOND + polls, exactly_once=True)
+    besides = _MAINTENANCE_PER_SECOND + _PROBES_PER_SECOND
+    allowed = Sample(per_second=besides + polls, exactly_once=True)
     pairs = [(Sample(per_second=rate, exactly_once=True), allowed) for rate in rates]
     shares = sorted(finding.report.cpu_share for finding in findings[::2])
     result = summarize(IdleResult, "idle", int(seconds), pairs)
-    result.statements_per_poll = round((result.per_second - _MAINTENANCE_PER_SECOND) / polls, 3)
+    result.statements_per_poll = round((result.per_second - besides) / polls, 3)
     result.cpu_percent = round(100 * shares[len(shares) // 2], 3)
     return result
 

@@ -34,7 +34,7 @@ from .driving import uncancellable
 from .ledger import Ledger
 from .loop_watch import LoopWatch
 
-__all__ = ["SessionEvents", "SessionKeeper", "StallHandler"]
+__all__ = ["PROBE_EVERY", "SessionEvents", "SessionKeeper", "StallHandler"]
 
 #: Called on the session thread with the seconds and the stack of a loop that stands still.
 StallHandler = Callable[[float, str], None]
