@@ -20,6 +20,8 @@ from workers.storage.postgres import strays
 
 COUNT = "SELECT count(*) FROM background_jobs"
 BARE = b"INSERT INTO background_jobs (job_type, data, priority) VALUES (%s, '{}', 0)"
+#: What waits has been waiting for longer than a runner that takes it would need.
+LONG_AGO = b"UPDATE background_jobs SET created_at = created_at - interval '11 seconds'"
 
 
 def look_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +43,19 @@ class Report(BackgroundJob[World]):
 
     async def run(self, ctx: World) -> None:
         ctx.note("report")
+
+
+class Blocking(BackgroundJob[World]):
+    queue = "bulk"
+
+    async def run(self, ctx: World) -> None:
+        ctx.signal("busy")
+        await ctx.wait("leave")
+
+
+class BulkMail(Mail):
+    job_name = "mail"
+    queue = "bulk"
 
 
 class Unknown(BackgroundJob[Any]):
@@ -85,6 +100,7 @@ async def test_the_queue_of_the_row_decides(
     Mail().enqueue(conn, queue="reports")
     Mail().enqueue(conn, queue="elsewhere")
     Unknown().enqueue(conn, queue="nowhere")
+    conn.execute(LONG_AGO)
     world = World()
     async with running(pool, Mail, Report, context=world):
         await world.wait("mail ran")
@@ -95,9 +111,33 @@ async def test_the_queue_of_the_row_decides(
         record.getMessage() for record in caplog.records if "wait in queue" in record.getMessage()
     ]
     assert warnings == [
-        "jobs of type mail wait in queue 'elsewhere', which this runner does not work; "
+        "jobs of type mail wait in queue 'elsewhere', which no runner works; "
         "configure_queue('elsewhere') would work it"
     ]
+
+
+async def test_queues_that_another_runner_works_are_not_warned_of(
+    pool: AsyncPool,
+    conn: psycopg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its jobs wait for it, be it busy."""
+    look_all_the_time(monkeypatch)
+    bulk = World()
+    async with (
+        running(pool, Blocking, BulkMail, context=bulk, workers=1),
+        running(pool, Mail, Report, context=World()),
+    ):
+        Blocking().enqueue(conn)
+        await bulk.wait("busy")
+        Mail().enqueue(conn, queue="bulk")
+        conn.execute(LONG_AGO)
+        for _ in range(2):  # each is over after a round of the other's housekeeping
+            conn.execute(BARE, ["report"])
+            await eventually(conn, COUNT, [(2,)])
+        bulk.signal("leave")
+    assert "wait in queue" not in caplog.text
 
 
 async def test_types_that_this_runner_does_not_know_are_warned_of(
@@ -110,7 +150,7 @@ async def test_types_that_this_runner_does_not_know_are_warned_of(
     look_all_the_time(monkeypatch)
     Unknown().enqueue(conn, queue="emails")
     Unknown().enqueue(conn, queue="nowhere")
-    conn.execute("UPDATE background_jobs SET created_at = created_at - interval '11 seconds'")
+    conn.execute(LONG_AGO)
     world = World()
     async with running(pool, Mail, context=world):
         for _ in range(2):  # each is over after a round of housekeeping

@@ -150,17 +150,33 @@ async def test_scheduled_homeless_jobs_get_queue_and_time_at_once(
 
 
 async def test_stray_jobs_are_named(engine: Engine, runner: Runner) -> None:
-    """Rule 6: known types in queues that this runner does not work; unknown types and its own queues are no news."""
+    """Rule 6: known types in queues that no runner works, after a while; unknown types and its own queues are no news."""
     await engine.storage.enqueue(
         [
             *mails(3, queue="elsewhere"),
             mail(queue="nowhere", job_type="report"),
+            mail(queue="another's"),
             mail(queue="elsewhere", job_type="unknown"),
             *mails(3),
         ]
     )
+    engine.runner(queues=("another's",))
+    assert not runner.maintain(KNOWN, ["default", "slow"]).stray
+    engine.advance(11)
     found = runner.maintain(KNOWN, ["default", "slow"]).stray
     assert set(found) == {("mail", "elsewhere"), ("report", "nowhere")}
+
+
+async def test_a_queue_that_nobody_works_any_more_is_named(engine: Engine, runner: Runner) -> None:
+    """Rule 6: a dead runner works nothing."""
+    await engine.storage.enqueue([mail(queue="another's")])
+    other = engine.runner(queues=("another's",))
+    engine.advance(11)
+    assert not runner.maintain(KNOWN).stray
+    await other.crash()
+    runner.bury()
+    engine.advance(11)
+    assert set(runner.maintain(KNOWN).stray) == {("mail", "another's")}
 
 
 async def test_types_that_nobody_knows_are_named_after_a_while(

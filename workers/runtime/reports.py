@@ -112,7 +112,7 @@ class Reports:
                 claimer.found_suspects()
         for job_type, queue in result.stray:
             self._warn(
-                f"jobs of type {printable(job_type)} wait in queue {queue!r}, which this runner does not work; "
+                f"jobs of type {printable(job_type)} wait in queue {queue!r}, which no runner works; "
                 f"configure_queue({queue!r}) would work it"
             )
         for job_type, queue in result.unknown:

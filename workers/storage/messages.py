@@ -143,8 +143,8 @@ class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     after that was first seen. `more`: as many jobs became available as may in one round, so that there may be others.
     `probed`: the probe was sent.
 
-    For warnings, now and then, as (job type, queue): `stray` are known types that wait in queues this runner does not work,
-    `unknown` are types it does not know that have waited for 10 s, in its queues, in those of nobody, or in none ("").
+    For warnings, now and then, as (job type, queue), of jobs that have waited for 10 s: `stray` are known types in queues of
+    nobody, `unknown` are types that this runner does not know, in its queues, in those of nobody, or in none ("").
     """
 
     alive: bool

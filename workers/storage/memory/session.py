@@ -14,7 +14,7 @@ from .tables import Session, Tables
 __all__ = ["MemoryControl", "MemoryListener"]
 
 #: Seconds that jobs of an unknown type wait before they are worth a warning.
-_UNKNOWN_FOR = 10.0
+_STRAY_FOR = 10.0
 
 
 class MemoryControl:
@@ -69,13 +69,9 @@ class MemoryControl:
                 for row in ready
                 if row.queue is not None and row.job_type in request.declared
             ]
-            old = tables.clock() - _UNKNOWN_FOR
-            others = set[str]().union(
-                *(
-                    other.queues
-                    for other in tables.sessions.values()
-                    if other is not session and other.alive
-                )
+            old = tables.clock() - _STRAY_FOR
+            worked = set(request.queues).union(
+                *(other.queues for other in tables.sessions.values() if other.alive)
             )
             return Maintenance(
                 alive=alive,
@@ -87,13 +83,15 @@ class MemoryControl:
                     if queue in request.queues and row.crashes and row.state is JobState.AVAILABLE
                 },
                 stray={
-                    (row.job_type, queue) for row, queue in known if queue not in request.queues
+                    (row.job_type, queue)
+                    for row, queue in known
+                    if row.created_at < old and queue not in worked
                 },
                 unknown={
                     (row.job_type, row.queue or "")
                     for row in ready
                     if row.job_type not in request.declared
-                    and (row.queue in request.queues or row.queue not in others)
+                    and (row.queue in request.queues or row.queue not in worked)
                     and row.created_at < old
                 },
                 rescue=any(not other.alive for other in tables.sessions.values()),

@@ -1,8 +1,8 @@
--- Jobs that wait where nobody may be looking, for warnings, not for a count:
+-- Jobs that wait where nobody may be looking, for warnings, not for a count: not taken for 10 s or longer, as another runner,
+-- or a newer one that is just being started, would have begun by then, and
 --
--- not worked  known job types in queues that this runner does not work
--- not known   job types that this runner does not know, in its queues, in those that no runner works, or in none, for 10 s
---             or longer: a newer or another runner that knows them would have begun by then
+-- not worked  known job types in queues that no runner works
+-- not known   job types that this runner does not know, in its queues, in those that no runner works, or in none
 --
 -- Queues and types are found by skipping from one to the next in an index, and only the first rows of each queue are looked
 -- at. What nobody takes stays there, in front. Names may be a producer's: a thousand of each are enough, and a hundred answers.
@@ -48,10 +48,8 @@ WITH RECURSIVE queues AS (
 )
 SELECT DISTINCT job_type, queue, job_type = ANY(%(job_types)s::text[]) AS known
 FROM waiting
-WHERE session_id IS NULL AND CASE
-    WHEN job_type = ANY(%(job_types)s::text[]) THEN queue <> ALL(%(queues)s::text[]) AND queue <> ''
-    ELSE created_at < now() - interval '10 seconds' AND (
-        queue = ANY(%(queues)s::text[]) OR NOT EXISTS (SELECT FROM worker_sessions AS other WHERE other.alive AND queue = ANY(other.queues))
-    )
+WHERE session_id IS NULL AND created_at < now() - interval '10 seconds' AND CASE
+    WHEN queue = '' OR queue = ANY(%(queues)s::text[]) THEN job_type <> ALL(%(job_types)s::text[])
+    ELSE NOT EXISTS (SELECT FROM worker_sessions AS other WHERE other.alive AND queue = ANY(other.queues))
 END
 LIMIT 100
