@@ -29,6 +29,7 @@ __all__ = [
     "migrate",
     "migration_file",
     "migrations_sql",
+    "newer_tables",
     "run_steps",
 ]
 
@@ -184,17 +185,31 @@ def _pending(applied: Sequence[Any]) -> list[Migration]:
     return [m for m in _load() if m.version not in versions]
 
 
-def _check(_own_transaction: bool) -> Steps[None]:
+def _check(own_transaction: bool) -> Steps[None]:
+    if newer := (yield from _compare(own_transaction)):
+        raise MigrationError(newer)
+
+
+def newer_tables(conn: psycopg.Connection[Any]) -> str:
+    """What is to be said where the tables in the current schema are newer than this library, "" where they are its own.
+
+    Raises MigrationError where they are older, or missing.
+    """
+    return _run_sync(conn, _compare)
+
+
+def _compare(_own_transaction: bool) -> Steps[str]:
     exists = yield TABLE_EXISTS, None
     rows = (yield VERSIONS, None) if exists else []
     check_not_older(rows)
     applied = {version for (version,) in rows}
     known = {m.version for m in _load()}
-    if applied - known:
-        raise MigrationError(
-            f"this database is at version {max(applied)}, this library knows {max(known)}: "
-            "upgrade workers-pg"
-        )
+    if applied <= known:
+        return ""
+    return (
+        f"this database is at version {max(applied)}, this library knows {max(known)}: "
+        "upgrade workers-pg"
+    )
 
 
 def check_not_older(applied: Sequence[Any]) -> None:

@@ -175,6 +175,28 @@ def test_stats_says_what_is_missing(shop: Shop, raw_database_url: str) -> None:
     assert "run `workers migrate`" in err
 
 
+def test_stats_counts_on_newer_tables_and_says_so(shop: Shop, raw_database_url: str) -> None:
+    """Those of the version before go on working while a new one is rolled out, and are looked at."""
+    migrations.migrate(raw_database_url)
+    with psycopg.connect(raw_database_url) as conn:
+        Asks().enqueue(conn)
+        conn.execute("INSERT INTO workers_migrations (version, name) VALUES (9999, 'later')")
+    code, out, err = shop.call("stats", "--json", DATABASE_URL=raw_database_url)
+    assert (code, out.count("\n"), json.loads(out)["total"]["available"]) == (0, 1, 1)
+    assert err.startswith("Warning: this database is at version 9999, this library knows ")
+    assert err.count("\n") == 1
+
+
+def test_stats_refuses_older_tables(shop: Shop, raw_database_url: str) -> None:
+    """Whatever else they have: what it counts might be missing."""
+    migrations.migrate(raw_database_url)
+    with psycopg.connect(raw_database_url) as conn:
+        conn.execute("UPDATE workers_migrations SET version = 9999 WHERE version = 1")
+    code, out, err = shop.call("stats", DATABASE_URL=raw_database_url)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "lacks 0001_initial: run `workers migrate`" in err
+
+
 # --------------------------------------------------------------------------------------------------------------- errors
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..job import printable
-from ..migrations import check_migrations
+from ..migrations import newer_tables
 from ..storage import open_storage
 from ..storage.base import QueueStats
 from .command import Command
@@ -53,7 +53,9 @@ def stats(database_url: str | None, as_json: bool) -> None:
     """
     dsn = require(database_url, create=False)
     with connect(dsn) as conn:
-        check_migrations(conn)
+        newer = newer_tables(conn)
+    if newer:  # as while a new version is rolled out, when the counts are wanted most
+        click.echo(f"Warning: {newer}", err=True)
     rows = asyncio.run(_read(dsn))
     if as_json:
         queues = {row.queue: _as_dict(row) for row in rows}
