@@ -33,20 +33,19 @@ FROM background_jobs WHERE id > %(since)s AND job_type = ANY(%(job_types)s)
 """
 
 TALLY = f"""
-SELECT queue, fate, count(*) AS jobs, sum(retries) AS retries, sum(crashes) AS crashes
+SELECT queue, fate, count(*) AS jobs, sum(retries) AS retries
 FROM ({FATES}) AS job GROUP BY queue, fate
 """
 BADGES = "SELECT job_id FROM stress_badges WHERE job_id > %(since)s"
 
 
 class Tally(NamedTuple):
-    """How many jobs of a queue met one fate, and how often they had failed and been rescued."""
+    """How many jobs of a queue met one fate, and how often they had failed."""
 
     queue: str
     fate: str
     jobs: int
     retries: int
-    crashes: int
 
 
 def prepare(options: Options) -> str:

@@ -27,8 +27,10 @@ LINE_EVERY = 5.0
 class Display(Protocol):
     """Somebody who is kept informed."""
 
-    def show(self, enqueued: Mapping[str, int], tally: Iterable[Tally]) -> None:
-        """Show how many jobs of each queue were enqueued, and what became of them so far."""
+    def show(
+        self, enqueued: Mapping[str, int], tally: Iterable[Tally], rescued: Mapping[str, int]
+    ) -> None:
+        """Show how many jobs of each queue were enqueued, what became of them so far, and how often they were rescued."""
 
     def hear(self, message: Message) -> None:
         """Take note of what a runner tells."""
@@ -64,8 +66,10 @@ class LiveDisplay:
         self._troubles: deque[str] = deque(maxlen=6)
         self._news: deque[str] = deque(maxlen=3)
 
-    def show(self, enqueued: Mapping[str, int], tally: Iterable[Tally]) -> None:
-        figures = _figures(tally)
+    def show(
+        self, enqueued: Mapping[str, int], tally: Iterable[Tally], rescued: Mapping[str, int]
+    ) -> None:
+        figures = _figures(tally, rescued)
         for queue, bar in self._bars.items():
             counted = figures.get(queue, Counter())
             shown = ("retried", "rescued", "dead")
@@ -100,12 +104,14 @@ class LineDisplay:
         self._console = console
         self._begun = self._shown = time.monotonic()
 
-    def show(self, enqueued: Mapping[str, int], tally: Iterable[Tally]) -> None:
+    def show(
+        self, enqueued: Mapping[str, int], tally: Iterable[Tally], rescued: Mapping[str, int]
+    ) -> None:
         now = time.monotonic()
         if now - self._shown < LINE_EVERY:
             return
         self._shown = now
-        total = sum(_figures(tally).values(), Counter[str]())
+        total = sum(_figures(tally, rescued).values(), Counter[str]())
         self.say(
             f"{now - self._begun:.0f} s: {total['completed']} of {sum(enqueued.values())} jobs completed, "
             f"{total['retried']} retried, {total['rescued']} rescued, {total['dead']} dead"
@@ -119,14 +125,15 @@ class LineDisplay:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _figures(tally: Iterable[Tally]) -> dict[str, Counter[str]]:
+def _figures(tally: Iterable[Tally], rescued: Mapping[str, int]) -> dict[str, Counter[str]]:
     """The figures of each queue by name."""
     figures: dict[str, Counter[str]] = {}
     for line in tally:
         counted = figures.setdefault(line.queue, Counter())
         counted[line.fate] += line.jobs
         counted["retried"] += line.retries - (line.jobs if line.fate == "dead" else 0)
-        counted["rescued"] += line.crashes
+    for queue, number in rescued.items():
+        figures.setdefault(queue, Counter())["rescued"] = number
     return figures
 
 

@@ -6,6 +6,9 @@ archived_jobs: the statement that removes the job writes it. So a job counts onc
 A deduplicated job that is given back while an identical one waits makes way for it. That is no loss, as the other one does
 the same. It counts as deduplicated, provided that an identical job was started after this one had been asked for, or waits.
 
+Rescues are counted as the runners tell of them: the row forgets those before an attempt that failed, so whoever starts a job
+says how many there were since the last such one.
+
 Pick-up latency is the time from the COMMIT that made a job visible to the start of its first attempt. Both are read from
 the monotonic clock of this machine, which all processes share. The time just before the COMMIT is used, so nothing is left
 out of it. Later attempts are due at a time that the database chose, and are not counted.
@@ -81,6 +84,8 @@ class Ledger:
         self._first_start: dict[int, float] = {}
         self._last_start: dict[int, float] = {}
         self._rolled_back: set[int] = set()
+        #: How often a job was rescued between two failures: by its id, and how often it had failed by then.
+        self._rescues: dict[tuple[int, int], int] = {}
         self.deduplicated: Counter[str] = Counter()
         self.enqueued: Counter[str] = Counter()
 
@@ -99,10 +104,19 @@ class Ledger:
         self._rolled_back.update(job_id for _, job_id in enqueued if job_id is not None)
 
     def hear(self, message: Message) -> None:
-        """Note when each job was started."""
+        """Note when each job was started, and whether it had been rescued."""
         if isinstance(message, Started):
             self._first_start.setdefault(message.job, message.at)
             self._last_start[message.job] = message.at
+            self._note_rescues(message.job, message.retries, message.crashes)
+
+    def rescued(self) -> Counter[str]:
+        """Return how often jobs of each queue were rescued, as far as it is known."""
+        rescued: Counter[str] = Counter()
+        for (job_id, _), times in self._rescues.items():
+            if job_id in self._jobs:  # else its commit is not reported yet
+                rescued[self._jobs[job_id].queue] += times
+        return rescued
 
     def settle(self, fates: Iterable[Fate], badges: Iterable[int], seconds: float) -> Accounts:
         """Return the accounts of a run of `seconds`. `badges`: a job's id for each badge it won."""
@@ -122,11 +136,32 @@ class Ledger:
             if job_id in superseded:
                 account.deduplicated += 1
             else:
-                _count(account, job, found.get(job_id))
+                self._count(account, job_id, job, found.get(job_id))
+        for queue, number in self.rescued().items():
+            accounts.queues[queue].rescued = number
         for account in accounts.queues.values():
             account.per_second = round(account.completed / seconds, 1)
         self._measure_pickup(accounts)
         return accounts
+
+    def _count(self, account: QueueAccount, job_id: int, job: GameJob, fate: Fate | None) -> None:
+        account.enqueued += 1
+        if fate is None:
+            account.lost += 1
+            return
+        account.completed += fate.fate == "completed"
+        account.dead += fate.fate == "dead"
+        account.waiting += fate.fate == "waiting"
+        # the failure that made it a dead letter was not retried, unless what ended it was a crash
+        final_failure = fate.fate == "dead" and fate.crashes < job.max_crashes
+        account.retried += fate.retries - final_failure
+        # those after which nobody has started it
+        self._note_rescues(job_id, fate.retries - final_failure, fate.crashes)
+
+    def _note_rescues(self, job_id: int, retries: int, times: int) -> None:
+        if times:
+            before = self._rescues.get((job_id, retries), 0)
+            self._rescues[job_id, retries] = max(before, times)
 
     def _superseded(self, missing: set[int], found: dict[int, Fate]) -> set[int]:
         """The ids in `missing` that made way for an identical job."""
@@ -168,17 +203,3 @@ class Ledger:
 def percentile(ordered: list[float], share: float) -> float:
     """Return the value in milliseconds that `share` of the ordered seconds do not exceed."""
     return round(1000 * ordered[math.ceil(share * len(ordered)) - 1], 1)
-
-
-def _count(account: QueueAccount, job: GameJob, fate: Fate | None) -> None:
-    account.enqueued += 1
-    if fate is None:
-        account.lost += 1
-        return
-    account.completed += fate.fate == "completed"
-    account.dead += fate.fate == "dead"
-    account.waiting += fate.fate == "waiting"
-    # the failure that made it a dead letter was not retried, unless what ended it was a crash
-    final_failure = fate.fate == "dead" and fate.crashes < job.max_crashes
-    account.retried += fate.retries - final_failure
-    account.rescued += fate.crashes

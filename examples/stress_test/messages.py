@@ -18,10 +18,15 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
-    """A job was started, at this time of the machine's monotonic clock."""
+    """A job was started, at this time of the machine's monotonic clock.
+
+    It had failed `retries` times, and been rescued `crashes` times since it last did.
+    """
 
     job: int
     at: float
+    retries: int = 0
+    crashes: int = 0
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):

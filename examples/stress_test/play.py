@@ -99,7 +99,7 @@ class Game:
         while True:
             all_asked, before = producing.done(), time.monotonic()
             tally = await self._records.tally()
-            self._display.show(self._ledger.enqueued, tally)
+            self._display.show(self._ledger.enqueued, tally, self._ledger.rescued())
             if all_asked and not any(line.fate == "waiting" for line in tally):
                 return ""
             if self._fleet.trouble:

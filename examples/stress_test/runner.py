@@ -37,13 +37,18 @@ def main() -> None:
         os.environ["DATABASE_URL"], world, workers=orders.workers, name=orders.name
     )
     with (
-        subscribe(lambda event: _tell(Started(event.job.id, time.monotonic())), JobStarted),
+        subscribe(_started, JobStarted),
         subscribe(_finished, JobFinished),
         subscribe(
             lambda event: _tell(Rescued(event.name, event.jobs, event.reason)), SessionsRescued
         ),
     ):
         asyncio.run(runner.run())
+
+
+def _started(event: JobStarted) -> None:
+    job = event.job
+    _tell(Started(job.id, time.monotonic(), job.retries, job.crashes))
 
 
 def _finished(event: JobFinished) -> None:

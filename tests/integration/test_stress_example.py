@@ -38,6 +38,21 @@ CREATE TRIGGER thief AFTER INSERT ON background_jobs
 FOR EACH ROW WHEN (NEW.job_type = 'heal_pokemon') EXECUTE FUNCTION steal();
 """
 
+# Notes each time that a job is given back; a deduplicated one is taken out for that, and put back.
+WITNESS = """
+CREATE TABLE rescues (job_id bigint);
+CREATE FUNCTION note_rescue() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO rescues VALUES (NEW.id);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER witness AFTER UPDATE OF crashes ON background_jobs
+FOR EACH ROW WHEN (NEW.crashes > OLD.crashes) EXECUTE FUNCTION note_rescue();
+CREATE TRIGGER second_witness AFTER INSERT ON background_jobs
+FOR EACH ROW WHEN (NEW.crashes > 0) EXECUTE FUNCTION note_rescue();
+"""
+
 
 def start(url: str, *flags: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "examples.stress_test", "--database-url", url, "--json"]
@@ -100,6 +115,17 @@ def test_killed_runner_loses_nothing(database_url: str) -> None:
     assert sum(queue["rescued"] for queue in result["queues"].values()) > 0
     assert "killed runner-" in others
     assert "rescued " in others
+
+
+def test_rescues_are_counted_also_of_jobs_that_failed_since(
+    conn: psycopg.Connection, database_url: str
+) -> None:
+    """Their rows have forgotten it."""
+    conn.execute(WITNESS.encode())
+    flags = ("--failures", "--kill-workers", "1", "--runners", "2")
+    result, _ = finish(start(database_url, *SMALL, *flags))
+    rescued = sum(queue["rescued"] for queue in result["queues"].values())
+    assert rescued == count(conn, "rescues") > 0
 
 
 def test_loss_is_noticed(conn: psycopg.Connection, database_url: str) -> None:

@@ -31,6 +31,7 @@ def settle(
     fates: Mapping[int, tuple[str, int, int]],
     badges: Iterable[int] = (),
     starts: Mapping[int, float] | None = None,
+    rescues: Iterable[Started] = (),
 ) -> Accounts:
     """Settle jobs that were committed in the order of their ids."""
     ledger = Ledger()
@@ -38,6 +39,8 @@ def settle(
         ledger.committed([(job, job_id)], due=100.0 + job_id)
     for job_id, at in (starts or {}).items():
         ledger.hear(Started(job_id, at))
+    for started in rescues:
+        ledger.hear(started)
     found = [Fate(job_id, jobs[job_id].queue, *fate) for job_id, fate in fates.items()]
     return ledger.settle(found, badges, 2.0)
 
@@ -77,6 +80,32 @@ def test_final_failure_is_not_a_retry_but_a_failure_before_a_crash_is() -> None:
     assert (account.retried, account.rescued) == (BATTLE.max_attempts - 1, 1)
     account = settle({1: BATTLE}, {1: ("dead", 2, BATTLE.max_crashes)}).queues["gym_battles"]
     assert (account.retried, account.rescued) == (2, BATTLE.max_crashes)
+
+
+def test_rescue_counts_however_often_the_job_failed_since() -> None:
+    """The row forgets rescues when an attempt fails; whoever started that one has told of them."""
+    told = [Started(1, 110.0, retries, crashes) for retries, crashes in [(0, 1), (0, 2), (1, 1)]]
+    told.append(Started(1, 109.0, 0, 1))  # an earlier one, told later
+    account = settle({1: EXPLORE}, {1: ("completed", 2, 0)}, rescues=told).queues["exploration"]
+    assert (account.retried, account.rescued) == (2, 3)
+    account = settle({1: EXPLORE}, {1: ("waiting", 1, 2)}, rescues=told).queues["exploration"]
+    assert account.rescued == 4, "one more, after which nobody has started it"
+    dead = ("dead", EXPLORE.max_attempts, 1)
+    told = [Started(1, 110.0, EXPLORE.max_attempts - 1, 1)]
+    account = settle({1: EXPLORE}, {1: dead}, rescues=told).queues["exploration"]
+    assert account.rescued == 1, "the one that its last attempt told of"
+
+
+def test_rescue_never_counts_backwards() -> None:
+    ledger = Ledger()
+    seen = []
+    ledger.hear(Started(1, 110.0, 0, 1))
+    seen.append(ledger.rescued()["exploration"])
+    ledger.committed([(EXPLORE, 1)], due=100.0)
+    for retries, crashes in [(0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]:
+        ledger.hear(Started(1, 111.0, retries, crashes))
+        seen.append(ledger.rescued()["exploration"])
+    assert seen == [0, 1, 2, 2, 3, 3]
 
 
 def test_each_completed_battle_has_one_badge_and_no_other_has() -> None:
