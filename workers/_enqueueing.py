@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from .config import YEAR, check_name, check_priority, seconds
 from .errors import ConfigurationError, InvalidJobError
-from .job_type import describe
+from .job_type import describe, describe_anew
 
 if TYPE_CHECKING:
     from .background_job import BackgroundJob
 
-__all__ = ["MAX_DELAY", "encode_all", "parameters"]
+__all__ = ["MAX_DELAY", "encode_all", "parameters", "refuse_base"]
 
 #: Jobs that are encoded at once: few enough for the garbage collector to find no reason to begin.
 _BLOCK = 150
@@ -29,7 +29,20 @@ def parameters(
     run_at: datetime | None,
     delay: float | timedelta | None,
 ) -> dict[str, Any]:
-    """The parameters of every enqueue statement, but for the data."""
+    """The parameters of every enqueue statement, but for the data.
+
+    From here on `describe` knows the settings that `cls` has now. Raises InvalidJobError for what is given and wrong,
+    ConfigurationError for what was assigned to the class and is.
+    """
+    known = cls._workers_type
+    if (
+        known is None
+        or known.priority != cls.priority
+        or known.queue != cls.queue
+        or known.deduplicated != cls.deduplicated
+        or known.name != cls.job_name
+    ):
+        known = describe_anew(cls)
     if priority is not None or queue is not None or run_at is not None or delay is not None:
         try:
             priority = None if priority is None else check_priority("priority", priority)
@@ -37,11 +50,11 @@ def parameters(
             _check_time(run_at)
             delay = _check_delay(delay, run_at)
         except ConfigurationError as error:
-            raise InvalidJobError(f"job {cls.job_name!r}: {error}") from None
+            raise InvalidJobError(f"job {known.name!r}: {error}") from None
     return {
-        "job_type": cls.job_name,
-        "queue": cls.queue if queue is None else queue,
-        "priority": int(cls.priority) if priority is None else priority,
+        "job_type": known.name,
+        "queue": known.queue if queue is None else queue,
+        "priority": known.priority if priority is None else priority,
         "run_at": run_at,
         "delay": delay,
     }
@@ -64,13 +77,17 @@ def _check_delay(delay: float | timedelta | None, run_at: datetime | None) -> fl
     return seconds("delay", delay, most=MAX_DELAY)
 
 
-def encode_all(cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]]) -> Iterator[str]:
-    """The payloads of `jobs`, one by one. Raises InvalidJobError that says which one is wrong."""
+def refuse_base(cls: type[BackgroundJob[Any]]) -> None:
+    """Raise InvalidJobError for a class that has no jobs of its own, but is asked to enqueue some."""
     if getattr(cls, "__abstractmethods__", None):
         raise InvalidJobError(
             f"{cls.__qualname__}.enqueue_batch: call it on one class, the jobs' own, such as SendEmail.enqueue_batch(...); "
             "jobs of several classes need one call each"
         )
+
+
+def encode_all(cls: type[BackgroundJob[Any]], jobs: Iterable[BackgroundJob[Any]]) -> Iterator[str]:
+    """The payloads of `jobs`, one by one. Raises InvalidJobError that says which one is wrong."""
     if not isinstance(jobs, list | tuple):
         # what makes them may go on changing an object that it has handed out: each is written as it came
         yield from _each(cls, jobs, 0)

@@ -20,7 +20,7 @@ from typing import (
 
 from . import connections, telemetry
 from ._annotations import enclosing_frames
-from ._enqueueing import MAX_DELAY, encode_all, parameters
+from ._enqueueing import MAX_DELAY, encode_all, parameters, refuse_base
 from .backoff import Exponential
 from .connections import (
     ENQUEUE,
@@ -65,7 +65,8 @@ class BackgroundJob(Generic[ContextT]):
     """A job type. Derive from it, annotate the payload's fields, define `run`.
 
     The class becomes a dataclass with keyword-only fields. Settings are plain class attributes, inherited, never payload;
-    they are checked when the class is defined (ConfigurationError).
+    they are checked when the class is defined (ConfigurationError). One that is assigned later, to the class or a base,
+    counts for what is enqueued and where the class is registered from then on, and is checked there.
     """
 
     #: What rows of this type are called; default: from the class name (SendEmailJob -> "send_email").
@@ -90,7 +91,6 @@ class BackgroundJob(Generic[ContextT]):
     archive: ClassVar[ArchivePolicy] = False
 
     _workers_named: ClassVar[bool] = False
-    _workers_policy: ClassVar[JobPolicy] = JobPolicy()
     _workers_fields: ClassVar[dict[str, Any]]
     _workers_frames: ClassVar[tuple[FrameType, ...]] = ()
     _workers_type: ClassVar[JobType | None] = None
@@ -111,7 +111,7 @@ class BackgroundJob(Generic[ContextT]):
             cls._workers_fields = vars(cls)["__dataclass_fields__"]
             cls._workers_frames = enclosing_frames(cls)
         refuse_clashes(cls)
-        cls._workers_policy = check_settings(cls)
+        check_settings(cls)
         cls._workers_type = None
 
     @abstractmethod
@@ -135,7 +135,7 @@ class BackgroundJob(Generic[ContextT]):
     @classmethod
     def policy(cls) -> JobPolicy:
         """Return what this class declares about retries, crashes and archiving."""
-        return cls._workers_policy
+        return check_settings(cls)
 
     @overload
     def enqueue(
@@ -171,13 +171,13 @@ class BackgroundJob(Generic[ContextT]):
         """Write the job in `conn`'s transaction; return its id, None where an identical deduplicated job waits.
 
         A coroutine on an asynchronous connection: await it. `run_at` (aware) or `delay` (seconds or timedelta) makes it
-        wait. Raises, before anything is sent, InvalidJobError, UnsupportedConnectionError, and RegistrationError for a class
-        whose fields can't be stored.
+        wait. Raises, before anything is sent, InvalidJobError, UnsupportedConnectionError, RegistrationError for a class
+        whose fields can't be stored, and ConfigurationError for one with a setting that was assigned later and is wrong.
         """
         try:
             cls = type(self)
-            data = (cls._workers_type or describe(cls)).codec.encode(self)
             given = parameters(cls, priority, queue, run_at, delay)
+            data = (cls._workers_type or describe(cls)).codec.encode(self)
             if cls.deduplicated:
                 given["data"] = [data]
                 return connections.run(cls, conn, ENQUEUE_DEDUPLICATED, given, first_id)
@@ -264,6 +264,7 @@ class BackgroundJob(Generic[ContextT]):
         Deduplicated ones, and other connections, take them all at once.
         """
         try:
+            refuse_base(cls)
             given = parameters(cls, priority, queue, run_at, delay)
             payloads, shape = encode_all(cls, jobs), all_ids if return_ids else no_ids
             if not return_ids and not cls.deduplicated:

@@ -12,7 +12,7 @@ import msgspec
 from ._annotations import resolve
 from .codec import Codec
 from .config import seconds
-from .declaration import payload_fields
+from .declaration import check_settings, payload_fields
 from .errors import RegistrationError
 from .hiding import secret_fields
 from .lifecycle import JobPolicy
@@ -20,7 +20,7 @@ from .lifecycle import JobPolicy
 if TYPE_CHECKING:
     from .background_job import BackgroundJob
 
-__all__ = ["JobType", "describe"]
+__all__ = ["JobType", "describe", "describe_anew"]
 
 _lock = RLock()
 
@@ -34,6 +34,8 @@ class JobType(msgspec.Struct, frozen=True, kw_only=True):
     codec: Codec[BackgroundJob[Any]]
     policy: JobPolicy
     queue: str
+    priority: int
+    deduplicated: bool
     is_async: bool
     timeout: float | None
     transactional: bool
@@ -41,11 +43,25 @@ class JobType(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe(cls: type[BackgroundJob[Any]]) -> JobType:
-    """Return what is known of `cls`; RegistrationError if its annotations can't be resolved or stored."""
+    """Return what is known of `cls`, with its settings as they were when last looked at.
+
+    Raises RegistrationError if its annotations can't be resolved or stored, ConfigurationError if a setting is wrong.
+    """
     if (known := cls._workers_type) is None:
         with _lock:  # a second thread does it once more, to the same end
             cls._workers_type = known = _describe(cls)
     return known
+
+
+def describe_anew(cls: type[BackgroundJob[Any]]) -> JobType:
+    """The same, with its settings as they are now."""
+    with _lock:
+        known = describe(cls)
+        anew = msgspec.structs.replace(known, **_settings(cls))
+        if (anew.name, anew.deduplicated) != (known.name, known.deduplicated):
+            anew = msgspec.structs.replace(anew, codec=_codec(cls))
+        cls._workers_type = anew
+    return anew
 
 
 def _describe(cls: type[BackgroundJob[Any]]) -> JobType:
@@ -58,17 +74,22 @@ def _describe(cls: type[BackgroundJob[Any]]) -> JobType:
         if "_workers_frames" in vars(base):
             resolve(base, base._workers_frames)  # type: ignore[attr-defined]
             base._workers_frames = ()  # type: ignore[attr-defined]
-    return JobType(
-        name=cls.job_name,
-        job_class=cls,
-        codec=_codec(cls),
-        policy=cls._workers_policy,
-        queue=cls.queue,
-        is_async=inspect.iscoroutinefunction(cls.run),
-        timeout=None if cls.timeout is None else seconds("timeout", cls.timeout),
-        transactional=cls.transactional,
-        secrets=secret_fields(cls),
-    )
+    settings = _settings(cls)
+    return JobType(job_class=cls, codec=_codec(cls), secrets=secret_fields(cls), **settings)
+
+
+def _settings(cls: type[BackgroundJob[Any]]) -> dict[str, Any]:
+    """What may be assigned after the class statement, as in tests: checked once more."""
+    return {
+        "policy": check_settings(cls),
+        "name": cls.job_name,
+        "queue": cls.queue,
+        "priority": int(cls.priority),
+        "deduplicated": cls.deduplicated,
+        "is_async": inspect.iscoroutinefunction(cls.run),
+        "timeout": None if cls.timeout is None else seconds("timeout", cls.timeout),
+        "transactional": cls.transactional,
+    }
 
 
 def _codec(cls: type[BackgroundJob[Any]]) -> Codec[BackgroundJob[Any]]:

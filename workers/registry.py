@@ -7,7 +7,7 @@ from typing import Any
 
 from .background_job import BackgroundJob
 from .errors import RegistrationError
-from .job_type import JobType, describe
+from .job_type import JobType, describe_anew
 
 __all__ = ["Registry"]
 
@@ -21,7 +21,8 @@ class Registry:
     def register(self, job_class: type[BackgroundJob[Any]]) -> JobType:
         """Add a class; registering it again changes nothing.
 
-        Raises RegistrationError if another class has its name, or if it can't be run or stored.
+        Its settings are those that it has now. Raises RegistrationError if another class has its name, or if it can't be run
+        or stored, ConfigurationError if a setting is wrong by now.
         """
         given: object = job_class
         if not (isinstance(given, type) and issubclass(given, BackgroundJob)):
@@ -29,7 +30,7 @@ class Registry:
                 kind = type(given).__qualname__
                 raise RegistrationError(f"a job is no job class: register its class, {kind}")
             raise RegistrationError(f"{given!r} is no job class: derive it from BackgroundJob")
-        job_type = describe(job_class)
+        job_type = describe_anew(job_class)
         known = self._types.setdefault(job_type.name, job_type)
         if known.job_class is not job_class:
             raise RegistrationError(

@@ -184,7 +184,6 @@ def test_settings_are_inherited_and_gathered() -> None:
         max_crashes = 1
 
     policy = Below.policy()
-    assert policy is Below.policy()
     assert (policy.max_attempts, policy.max_crashes, policy.backoff) == (3, 1, Fixed(5.0))
     assert policy.archive is Tuned.archive
     job_type = describe(Below)

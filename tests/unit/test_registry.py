@@ -30,7 +30,7 @@ def test_a_registered_class_is_found_by_its_name() -> None:
     job_type = registry.register(First)
     assert registry.get("same") is job_type
     assert (job_type.job_class, job_type.queue, job_type.is_async) == (First, "emails", True)
-    assert job_type.policy is First.policy()
+    assert job_type.policy == First.policy()
     assert job_type.codec.decode("{}") == First()
     assert "same" in registry
     assert [*registry] == [job_type]
