@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -115,6 +115,8 @@ job_context_hooks: list[Callable[[ClaimedJob], object]] = []
 failed_enqueue_hooks: list[Callable[[], object]] = []
 
 E = TypeVar("E", bound=Event)
+E2 = TypeVar("E2", bound=Event)
+E3 = TypeVar("E3", bound=Event)
 _subscribers: dict[type[Event], tuple[Callable[[Any], object], ...]] = {}
 
 
@@ -154,7 +156,20 @@ def enqueue_failed() -> None:
         hook()
 
 
-def subscribe(callback: Callable[[E], object], *kinds: type[E]) -> Subscription:
+# A type checker would take several types for what they have in common, which is Event, and refuse a callback of just those.
+@overload
+def subscribe(callback: Callable[[E], object], kind: type[E], /) -> Subscription: ...
+@overload
+def subscribe(
+    callback: Callable[[E | E2], object], kind: type[E], second: type[E2], /
+) -> Subscription: ...
+@overload
+def subscribe(
+    callback: Callable[[E | E2 | E3], object], kind: type[E], second: type[E2], third: type[E3], /
+) -> Subscription: ...
+@overload
+def subscribe(callback: Callable[[E], object], *kinds: type[E]) -> Subscription: ...
+def subscribe(callback: Callable[[Any], object], *kinds: type[Event]) -> Subscription:
     """Call `callback` with each event of the given types (all types when none is given, or Event itself)."""
     chosen = kinds if kinds and Event not in kinds else tuple(Event.__subclasses__())
     return Subscription(callback, chosen)

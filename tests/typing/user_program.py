@@ -31,7 +31,15 @@ from workers import (
     migrate,
 )
 from workers.storage.memory import MemoryStorage
-from workers.telemetry import JobFinished, subscribe
+from workers.telemetry import (
+    Event,
+    JobDied,
+    JobFenced,
+    JobFinished,
+    JobStarted,
+    JobSuperseded,
+    subscribe,
+)
 
 
 class Mailer:
@@ -257,6 +265,36 @@ async def tests_without_a_database(ctx: AppContext) -> None:
         await Runner(storage, ctx).register_job_type(Ping).shutdown_when_queue_empty().run()
 
 
+def count(event: JobFinished | JobDied) -> None: ...
+
+
+def count_all(event: JobStarted | JobFinished | JobDied) -> None: ...
+
+
+def note(event: Event) -> None: ...
+
+
+def listens() -> None:
+    """To one type of event or several, with a function that takes those, or more."""
+    names: list[str] = []
+    with (
+        subscribe(note),
+        subscribe(note, JobFinished),
+        subscribe(note, JobFinished, JobDied, JobStarted, JobFenced),
+        subscribe(count, JobDied),
+        subscribe(count, JobFinished, JobDied),
+        subscribe(count_all, JobStarted, JobFinished),
+        subscribe(count_all, JobStarted, JobFinished, JobDied),
+        subscribe(print, JobStarted, JobFinished, JobDied, JobFenced),
+        subscribe(lambda event: names.append(event.job.job_type), JobStarted),
+        subscribe(lambda event: names.append(event.job.job_type), JobStarted, JobFinished),
+        subscribe(lambda event: names.append(event.job.job_type), JobStarted, JobFinished, JobDied),
+        subscribe(lambda event: event.session, JobFenced, JobSuperseded),
+        subscribe(lambda event: event.session),
+    ):
+        pass
+
+
 class OtherContext: ...
 
 
@@ -274,3 +312,6 @@ def refused(conn: psycopg.Connection, ctx: AppContext) -> None:
     Runner("postgresql://", ctx).register_job_type(Foreign)  # type: ignore[arg-type]
     Runner("postgresql://", ctx, leese=5)  # type: ignore[call-arg]
     Runner(conn, ctx)  # type: ignore[arg-type]
+    subscribe(count, JobStarted)  # type: ignore[arg-type]
+    subscribe(count, JobFinished, JobStarted)  # type: ignore[arg-type]
+    subscribe(lambda event: event.job, JobStarted, JobFenced)  # type: ignore[union-attr]
