@@ -94,7 +94,8 @@ class Runner(Generic[ContextT]):
     def register_job_type(self, job_class: type[BackgroundJob[ContextT]]) -> Self:
         """Run jobs of this class; its queue is worked from now on.
 
-        Raises RegistrationError if another registered class has its name, and RunnerError after `start`.
+        Raises RegistrationError if another registered class has its name, ConfigurationError if a setting that was assigned
+        to it later is wrong, and after `start`.
         """
         self._refuse_late("register job types")
         job_type = self._registry.register(job_class)
@@ -111,7 +112,7 @@ class Runner(Generic[ContextT]):
     ) -> Self:
         """Set how queue `name` is worked: jobs at a time (10), seconds between looks (1) and random addition (0.1).
 
-        Raises ConfigurationError, and RunnerError after `start`.
+        Raises ConfigurationError, also after `start`.
         """
         self._refuse_late("configure queues")
         check_name("the queue's name", name)
@@ -137,7 +138,7 @@ class Runner(Generic[ContextT]):
     def shutdown_when_queue_empty(self) -> Self:
         """Shut down when a full scan finds nothing claimable and nothing runs in this runner.
 
-        Jobs that are scheduled, wait for a retry, or run elsewhere do not count. Raises RunnerError after `start`.
+        Jobs that are scheduled, wait for a retry, or run elsewhere do not count. Raises ConfigurationError after `start`.
         """
         self._refuse_late("call shutdown_when_queue_empty")
         self._until_empty = True
@@ -231,7 +232,7 @@ class Runner(Generic[ContextT]):
 
     def _refuse_late(self, what: str) -> None:
         if self._started:  # a running one would not notice, or only half of it
-            raise RunnerError(f"this Runner has been started: {what} before start()")
+            raise ConfigurationError(f"this Runner has been started: {what} before start()")
 
 
 @contextlib.contextmanager

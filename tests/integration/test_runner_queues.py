@@ -277,7 +277,7 @@ async def test_what_is_configured_after_the_start_is_refused(pool: AsyncPool) ->
             runner.shutdown_when_queue_empty,
         ]
         for call in late:
-            with pytest.raises(RunnerError, match=r"has been started: .* before start\(\)"):
+            with pytest.raises(ConfigurationError, match=r"has been started: .* before start\(\)"):
                 call()
         assert repr(handle) == f"<RunnerHandle session {handle.session}, running>"
         async with runner.start() as other:
