@@ -30,6 +30,7 @@ from workers.errors import (
 from workers.job import JobState
 from workers.lifecycle import Archive, Bury, Release, Retry
 from workers.storage import open_storage
+from workers.storage.base import Guard, Settlement
 from workers.storage.postgres import fitting
 from workers.storage.postgres import lender as lender_module
 from workers.storage.postgres.lender import Lender
@@ -186,9 +187,20 @@ def lists_are_json() -> Iterator[None]:
 async def test_lists_that_are_something_else_to_the_application(
     database_url: str, warm_server: None, lists_are_json: None
 ) -> None:
-    """Ours are arrays."""
+    """Ours are arrays, also on the connections of transactional jobs."""
     async with PostgresEngine.opened(database_url) as engine:
         await use(engine)
+        storage, runner, end = engine.storage, engine.runner(), Archive("completed", "so it is")
+        await storage.enqueue(mails(2))
+        one, two = await runner.take()
+        async with storage.transaction(runner.session, Guard(one.id, one.token)) as run:
+            assert run is not None
+            await run.finish(Settlement(Guard(one.id, one.token), False, end))
+        with storage.transaction_sync(runner.session, Guard(two.id, two.token)) as sync_run:
+            assert sync_run is not None
+            sync_run.finish(Settlement(Guard(two.id, two.token), False, end))
+        kept = engine.conn.execute("SELECT id, reason FROM archived_jobs ORDER BY id").fetchall()
+        assert kept == [(one.id, "so it is"), (two.id, "so it is")]
 
 
 async def test_a_connection_class_that_connects_in_its_own_way(

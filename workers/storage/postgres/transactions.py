@@ -25,6 +25,7 @@ from .checkout import STATEMENT_SECONDS, translated
 from .fitting import fetch_on
 from .kept_links import KeptLinks
 from .links import AsyncLink, Link
+from .literals import plain
 from .shelf import Kept
 from .statements import statement
 
@@ -190,8 +191,9 @@ def _lock_params(session: int, guard: Guard) -> dict[str, int]:
 def _finishing(session: int, settlement: Settlement) -> tuple[str, dict[str, Any]]:
     guard, transition = settlement.guard, settlement.transition
     if isinstance(transition, Archive):
-        arrays = {"states": [transition.state], "reasons": [transition.reason]}
-        return _ARCHIVE, {"session": session, "ids": [guard.id], "tokens": [guard.token]} | arrays
+        own = {"states": [transition.state], "reasons": [transition.reason]}
+        held = {"ids": [guard.id], "tokens": [guard.token]}
+        return _ARCHIVE, plain({"session": session} | held | own)
     return _FINISH, {"session": session, "id": guard.id, "token": guard.token}
 
 
