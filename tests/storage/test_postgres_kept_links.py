@@ -10,7 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 from anyio import to_thread
+from psycopg.adapt import PyFormat
 from psycopg.rows import dict_row, tuple_row
+from psycopg.types import TypeInfo
+from psycopg.types.json import JsonbDumper, set_json_loads
+from psycopg.types.string import TextLoader
 
 from tests.helpers.proxy import Proxy, proxy_to
 from tests.helpers.running import eventually
@@ -147,6 +151,10 @@ SPOILED = {
         "CREATE TEMP TABLE effects (x int)",
         "to_regclass('pg_temp.effects')::text",
     ),
+    "prepared statements": (
+        """PREPARE leftover AS SELECT 1; PREPARE "all; 100% ""of"" them" AS SELECT 2""",
+        "(SELECT count(*) FROM pg_prepared_statements WHERE from_sql)",
+    ),
     "a listener": ("LISTEN leftover", "(SELECT count(*) FROM pg_listening_channels())"),
     "read only": (
         "SET default_transaction_read_only = on",
@@ -220,6 +228,68 @@ async def test_the_drivers_attributes_are_put_back(work: Works) -> None:
         await spoiler.finish()
     assert spoiler.conn is conn
     assert {name: getattr(conn, name) for name in names} == before
+
+
+async def test_the_drivers_adapters_are_put_back(work: Works) -> None:
+    """What a job has registered on its connection, of every kind."""
+    async with work() as spoiler:
+        conn: Any = spoiler.conn
+        set_json_loads(lambda text: "spoilt", conn)
+        conn.adapters.register_loader("int4", TextLoader)
+        conn.adapters.register_dumper(list, JsonbDumper)
+        conn.adapters.types.add(TypeInfo("leftover", 7001, 7002))
+        assert await spoiler.ask("SELECT '[1]'::jsonb") == "spoilt"
+        await spoiler.finish(Archive("completed"))
+    async with work() as last:
+        assert last.conn is conn
+        assert await last.ask("SELECT '[1]'::jsonb") == [1]
+        assert await last.ask("SELECT 1") == 1
+        assert conn.adapters.get_dumper(list, PyFormat.AUTO) is not JsonbDumper
+        assert conn.adapters.types.get("leftover") is None
+        await last.finish()
+
+
+async def test_handlers_and_notifications_are_their_jobs_own(work: Works) -> None:
+    """A handler is told nothing of the next job; what came for one that has none waits for nobody."""
+    heard: list[object] = []
+    said = "DO $$ BEGIN RAISE NOTICE 'said'; END $$; LISTEN leftover; NOTIFY leftover"
+    async with work() as first:
+        conn: Any = first.conn
+        conn.add_notice_handler(heard.append)
+        conn.add_notify_handler(heard.append)
+        await first.execute(said)
+        await first.finish()
+    assert len(heard) == 2
+    async with work() as second:
+        await second.execute(said)
+        await second.finish()
+    assert len(heard) == 2
+    async with work() as third:
+        assert first.conn is second.conn is third.conn
+        came = conn.notifies(timeout=0)
+        assert ([each async for each in came] if hasattr(came, "__aiter__") else [*came]) == []
+        await third.finish()
+
+
+async def test_a_pools_configure_adds_nothing_again(database_url: str, warm_server: None) -> None:
+    """It is called after each reset, for what is set on the session; its handlers are there already."""
+    heard: list[str | None] = []
+
+    async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.set_autocommit(True)
+        conn.add_notice_handler(lambda notice: heard.append(notice.message_primary))
+        await conn.execute("PREPARE of_the_pool AS SELECT 7")
+
+    async with PostgresEngine.opened(database_url, configure=configure) as engine:
+        work, conns = works(engine, engine.runner(), "async"), set()
+        for number in range(3):
+            async with work() as attempt:
+                await attempt.execute(f"DO $$ BEGIN RAISE NOTICE '{number}'; END $$")
+                assert await attempt.ask("EXECUTE of_the_pool") == 7
+                await attempt.finish()
+                conns.add(attempt.conn)
+    assert heard == ["0", "1", "2"]
+    assert len(conns) == 1
 
 
 async def test_numbers_that_a_job_drew_are_its_own(work: Works) -> None:

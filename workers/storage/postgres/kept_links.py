@@ -127,6 +127,8 @@ class KeptLinks:
                 await kept.baseline.restore_async(link)
                 if link.configure is not None and kept.baseline.reset:
                     await link.configure(link)
+                    # which may have added its handlers once more
+                    await kept.baseline.restore_driver_async(link)
                 clean = True
         except psycopg.Error as error:
             logger.debug("a connection can't be used again: %s", error)
