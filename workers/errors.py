@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from .job import JobRecord
+from .job import JobRecord, in_short
 
 __all__ = [
     "Cancel",
@@ -61,14 +61,14 @@ class RunnerError(WorkersError):
 class FailedJobsError(WorkersError):
     """`Runner.check_for_failed_jobs` found jobs that are dead, or have failed and not succeeded since.
 
-    `job_ids` holds the first of them, `jobs` fewer of them in full: the message has the last line of their errors.
+    `job_ids` holds the first of them, `jobs` fewer of them in full: the message has one line of each error.
     """
 
     def __init__(self, count: int, job_ids: Sequence[int], jobs: Sequence[JobRecord] = ()) -> None:
         ids = ", ".join(map(str, job_ids))
         lines = [f"{count} job{'s' if count > 1 else ''} failed (first ids: {ids})"]
         for job in jobs:
-            said = (job.last_error or job.reason or "").strip().rpartition("\n")[2]
+            said = in_short(job.last_error or job.reason or "")
             lines.append(f"  {job.id} {job.job_type}: {said}")
         super().__init__("\n".join(lines))
         self.count = count

@@ -16,8 +16,11 @@ __all__ = [
     "JobState",
     "NewJob",
     "Priority",
+    "in_short",
     "printable",
 ]
+
+_TRACEBACK = "Traceback (most recent call last):"
 
 #: The range of PostgreSQL's smallint, which the original's `priority` column is.
 MIN_PRIORITY, MAX_PRIORITY = -32768, 32767
@@ -101,6 +104,17 @@ class JobRecord(_Row, frozen=True, kw_only=True):
     last_error: str | None = None
     reason: str | None = None
     finished_at: datetime | None = None
+
+
+def in_short(error: str) -> str:
+    """One line of a stored error: the words before its traceback where there are any, else the last, what was raised."""
+    text = error.strip()
+    first, _, rest = text.partition("\n")
+    second = rest.partition("\n")[0]
+    # a group of exceptions has something before that
+    if second.endswith(_TRACEBACK) and not first.endswith(_TRACEBACK):
+        return first
+    return text.rpartition("\n")[2]
 
 
 def printable(name: str) -> str:

@@ -100,7 +100,7 @@ RAISED: dict[str, tuple[Callable[[], BaseException], str]] = {
     "generator_exit": (GeneratorExit, "GeneratorExit"),
     "stop_iteration": (lambda: StopIteration(1), "StopIteration"),
     "stop_async": (lambda: StopAsyncIteration(1), "StopAsyncIteration"),
-    "cancelled": (asyncio.CancelledError, "cancelled the task it ran in"),
+    "cancelled": (asyncio.CancelledError, "the job waited for was cancelled"),
     "mute": (Mute, "Mute"),
     "leaver": (Leaver, "Leaver"),
     "endless": (Endless, "round and round"),

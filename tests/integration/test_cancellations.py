@@ -118,7 +118,33 @@ async def test_a_job_may_cancel_its_own_task(
     assert [how for how, _, _ in failed] == ["and awaits", "and raises", "in a while"] * 2
     assert {retries for _, retries, _ in failed} == {1}
     for how, _, error in failed:
-        assert ("after that" if how == "and raises" else WORDS) in error
+        assert ("after that" if how == "and raises" else f"{WORDS}\nTraceback") in error
+
+
+async def test_a_job_that_awaits_what_somebody_else_cancels(
+    pool: AsyncPool, conn: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task it runs in is not cancelled by that, nor is its worker replaced."""
+
+    class Await(BackgroundJob[World]):
+        backoff = 1000
+        how: str = ""
+
+        async def run(self, ctx: World) -> None:
+            other = asyncio.create_task(asyncio.sleep(10))
+            asyncio.get_running_loop().call_soon(other.cancel)
+            await other
+
+    Await().enqueue(conn)
+    Good.enqueue_batch(conn, [Good(number=number) for number in range(3)])
+    world = World()
+    await drain(pool, Await, Good, context=world, workers=1)
+    assert "its worker is replaced" not in caplog.text
+    assert world.seen == [0, 1, 2]
+    ((_, retries, error),) = conn.execute(ROWS)
+    assert retries == 1
+    assert error.startswith("something that the job waited for was cancelled\nTraceback (most")
+    assert "await other\n" in error
 
 
 async def test_scopes_and_groups_inside_of_jobs(pool: AsyncPool, conn: psycopg.Connection) -> None:
@@ -335,4 +361,7 @@ async def test_a_job_that_cancels_itself_is_counted_in_the_end(
     world = World()
     await drain(pool, Good, CancelItself, context=world, workers=1)
     assert world.seen == [0, 1, 2, "and awaits", "and awaits"]
-    assert [(retries, error) for _, retries, error in conn.execute(ROWS)] == [(1, WORDS)]
+    ((_, retries, error),) = conn.execute(ROWS)
+    assert retries == 1
+    assert error.startswith(f"{WORDS}\nTraceback (most")
+    assert "await asyncio.sleep(10)" in error

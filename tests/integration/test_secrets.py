@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -172,6 +173,23 @@ class CarelessInTransactionInThread(CarelessInThread):
     transactional = True
 
 
+class CarelessInHaste(Careless):
+    """Tells it while it is stopped at its timeout, and where something else is cancelled."""
+
+    max_attempts = 1
+    timeout = 0.1
+
+    async def run(self, ctx: None) -> None:
+        token = self.token
+        if self.how == "other":
+            (other := asyncio.create_task(asyncio.sleep(60))).cancel(f"{token} is over")
+            await other
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ValueError(f"{token} is late") from None
+
+
 def keep(job: ClaimedJob) -> bool:
     raise ValueError(job.data, job)
 
@@ -272,6 +290,19 @@ async def test_what_a_job_says(
     assert '"plain"' in told.everything().replace("\\", "")  # what is not marked is there
     assert '"vars"' not in json.dumps(told.sent), "a local variable may hold a piece of it"
     assert payloads(conn) == {CANARY}, "it is stored as it is"
+
+
+async def test_what_is_said_where_something_takes_too_long(
+    conn: psycopg.Connection, pool: AsyncPool, told: Told
+) -> None:
+    for how in ("other", "timeout"):
+        CarelessInHaste(how=how, token=CANARY, key=Key(CANARY)).enqueue(conn)
+    await drain(pool, CarelessInHaste)
+    assert_untold(conn, told)
+    found = texts(conn)
+    assert "CancelledError: *** is over" in found["other"]
+    assert "ValueError: *** is late" in found["timeout"]
+    assert "*** is late" in json.dumps(told.sent)
 
 
 @pytest.mark.parametrize("job_class", [KeepsCarelessly, KeepsCarelesslyInTransaction])

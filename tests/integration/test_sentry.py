@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import subprocess
@@ -176,6 +177,26 @@ async def test_final_failure_is_captured_once(
     assert (frame["module"], frame["function"]) == (__name__, "run")
     assert "fields not shown" in frame["vars"]["self"]
     assert not shows(events, PAYLOAD)
+
+
+async def test_a_death_by_timeout_shows_where_it_hung(
+    conn: psycopg.Connection, pool: AsyncPool, events: list[Event]
+) -> None:
+    class Hangs(BackgroundJob[None]):
+        max_attempts = 1
+        timeout = 0.1
+
+        async def run(self, ctx: None) -> None:
+            await asyncio.sleep(60)
+
+    Hangs().enqueue(conn)
+    await drain(pool, Hangs)
+    ((cause, exception),) = [event["exception"]["values"] for event in events]
+    assert (exception["type"], exception["value"]) == ("TimeoutError", "timed out after 0.1 s")
+    assert cause["type"] == "CancelledError"
+    assert "await asyncio.sleep(60)" in [
+        frame["context_line"].strip() for frame in cause["stacktrace"]["frames"]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable
 from datetime import timedelta
@@ -13,16 +14,18 @@ import psycopg
 import pytest
 
 from tests.conftest import AsyncPool
-from tests.helpers.running import PATIENCE, World, drain, eventually, running
-from workers import BackgroundJob, Snooze, current_job
+from tests.helpers.running import PATIENCE, World, drain, eventually, make_runner, running
+from workers import BackgroundJob, FailedJobsError, Snooze, current_job
 from workers.runtime import worker
 
 ROWS = "SELECT retries, session_id IS NULL, last_error FROM background_jobs"
 TIMED_OUT = "timed out after 0.1 s (ended after "
 
 
-async def test_an_async_job_is_ended_and_counted(pool: AsyncPool, conn: psycopg.Connection) -> None:
-    """It sees a cancellation at its await; what is written says what happened."""
+async def test_an_async_job_is_ended_and_counted(
+    pool: AsyncPool, conn: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It sees a cancellation at its await; what is written says what happened, in its first line, and where."""
 
     class Slow(BackgroundJob[World]):
         timeout = timedelta(seconds=0.1)
@@ -43,6 +46,18 @@ async def test_an_async_job_is_ended_and_counted(pool: AsyncPool, conn: psycopg.
     ((retries, free, error),) = conn.execute(ROWS).fetchall()
     assert (retries, free) == (1, True)
     assert error.startswith(TIMED_OUT)
+    assert "await asyncio.sleep(60)" in error  # where it hung
+    assert error.endswith("CancelledError\n")
+    (record,) = [each for each in caplog.records if each.name == "workers.jobs"]
+    assert TIMED_OUT in record.getMessage()
+    assert record.exc_text is not None
+    assert "await asyncio.sleep(60)" in record.exc_text
+    assert record.exc_info is not None
+    assert isinstance(raised := record.exc_info[1], TimeoutError)
+    assert isinstance(raised.__cause__, asyncio.CancelledError)
+    runner = make_runner(pool, Slow, context=world)
+    with pytest.raises(FailedJobsError, match=rf"slow: {re.escape(TIMED_OUT)}.*\)$"):
+        await runner.check_for_failed_jobs()
 
 
 async def test_jobs_that_swallow_their_cancellation(
@@ -81,6 +96,8 @@ async def test_jobs_that_swallow_their_cancellation(
     for retries, free, error in (returned, raised):
         assert (retries, free) == (1, True)
         assert error.startswith(TIMED_OUT)
+    assert returned[2].endswith(")")  # it was nowhere any more
+    assert raised[2].endswith("\nValueError\n")
 
 
 async def test_a_job_may_clean_up_after_itself(pool: AsyncPool, conn: psycopg.Connection) -> None:
@@ -129,6 +146,7 @@ async def test_a_job_in_a_thread_keeps_its_claim_until_it_ends(
     ((_, free, error),) = conn.execute(ROWS).fetchall()
     assert free
     assert error.startswith(TIMED_OUT)
+    assert "Traceback" not in error
 
 
 async def test_an_awaitable_from_a_thread_is_ended_too(
@@ -160,6 +178,7 @@ async def test_an_awaitable_from_a_thread_is_ended_too(
     rows = conn.execute(ROWS).fetchall()
     assert [row[:2] for row in rows] == [(1, True)] * 2
     assert all(error.startswith(TIMED_OUT) for _, _, error in rows)
+    assert not any("Stopped" in error for _, _, error in rows)
 
 
 async def test_deadline_and_remaining(pool: AsyncPool, conn: psycopg.Connection) -> None:

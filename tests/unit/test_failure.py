@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from workers.job import in_short
 from workers.runtime.failure import MAX_ERROR, describe, storable, told
 
 
@@ -50,6 +51,32 @@ def test_a_traceback() -> None:
     assert "KeyError: 'inner'" in text
     assert text.endswith("ValueError: outer\n")
     assert "test_failure.py" in text
+
+
+def test_words_before_a_traceback() -> None:
+    """They are in the first line, however long the rest; that is what the error says in one line."""
+    for error in (ValueError("x" * 10 * MAX_ERROR), ExceptionGroup("two", [ValueError()])):
+        try:
+            raise error
+        except Exception as raised:
+            text = told(raised, words="it took too long")[0]
+        assert text.startswith("it took too long\n")
+        assert len(text) <= MAX_ERROR
+        assert in_short(text) == "it took too long"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("", ""),
+        ("alone\n", "alone"),
+        ("Traceback (most recent call last):\n  File\nValueError: no\n", "ValueError: no"),
+        ("  + Exception Group Traceback (most recent call last):\n  | E: 1", "| E: 1"),
+        ("somebody\nelse's", "else's"),
+    ],
+)
+def test_an_error_in_short(error: str, said: str) -> None:
+    assert in_short(error).strip() == said
 
 
 def test_an_exception_that_was_never_raised() -> None:

@@ -46,6 +46,12 @@ ERROR = ValueError("no such address")
         ),
         (
             Failed("...", ERROR),
+            Retry(60, "timed out\nTraceback (most recent call last):\nValueError: no"),
+            "WARNING",
+            "60 s: timed out",
+        ),
+        (
+            Failed("...", ERROR),
             Bury("failed 2 of 2 attempts"),
             "ERROR",
             "is dead: failed 2 of 2 attempts",

@@ -22,7 +22,7 @@ from workers.lifecycle import (
     Snoozed,
 )
 from workers.runtime.attempt import Attempt, Fenced
-from workers.runtime.verdict import TooManyCrashes, Undecodable, outcome_of
+from workers.runtime.verdict import Stopped, TooManyCrashes, Undecodable, outcome_of
 
 
 class Mail(BackgroundJob[Any]):
@@ -112,3 +112,25 @@ async def test_the_cancellation_of_a_job_that_cancels_itself_is_shown_without_pa
     assert isinstance(outcome, Failed)
     assert type(outcome.exception).__name__ == "CancelledError"
     assert "hunter2" not in f"{outcome.error} {outcome.exception!r}"
+
+
+async def test_a_job_that_ran_out_of_time_tells_where_without_passwords(attempt: Attempt) -> None:
+    """What it made of being stopped, whatever that is, comes after our own words."""
+    attempt.stop(Failed("timed out after 3 s", TimeoutError("timed out after 3 s")))
+    try:
+        raise ValueError("postgresql://me:hunter2@host/db")
+    except ValueError as error:
+        outcome = outcome_of(error, attempt, closing=False)
+    assert isinstance(outcome, Failed)
+    assert outcome.error.startswith("timed out after 3 s (ended after ")
+    assert outcome.error.endswith("\nValueError: postgresql://me:***@host/db\n")
+    assert type(outcome.exception) is TimeoutError
+    assert type(cause := outcome.exception.__cause__).__name__ == "ValueError"
+    assert "hunter2" not in repr(cause)
+
+
+async def test_our_own_way_to_stop_a_job_is_not_shown(attempt: Attempt) -> None:
+    attempt.stop(Failed("timed out after 3 s"))
+    outcome = outcome_of(Stopped(), attempt, closing=False)
+    assert isinstance(outcome, Failed)
+    assert "\n" not in outcome.error

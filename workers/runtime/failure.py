@@ -55,9 +55,11 @@ def describe(error: BaseException, hide: Hide | None = None) -> str:
     return _bounded(_format(error, lambda text: _clean(text, hide))[0])
 
 
-def told(error: BaseException, hide: Hide | None = None) -> tuple[str, BaseException]:
-    """The traceback of `error`, and what may be shown as it: itself, unless there are secrets in it, or so much text that
-    nobody looks for them there, or it does not let itself be looked at. Never raises."""
+def told(
+    error: BaseException, hide: Hide | None = None, *, words: str | None = None
+) -> tuple[str, BaseException]:
+    """The traceback of `error`, after our own `words`, and what may be shown as it: itself, unless there are secrets in it,
+    or so much text that nobody looks for them there, or it does not let itself be looked at. Never raises."""
     changed = False
 
     def clean(text: str) -> str:
@@ -68,7 +70,7 @@ def told(error: BaseException, hide: Hide | None = None) -> tuple[str, BaseExcep
 
     text, seen = _format(error, clean)
     shown = error if seen and not changed else stand_in(error, lambda part: _clean(part, hide))
-    return _bounded(text), shown
+    return _bounded(text if words is None else f"{words}\n{text}"), shown
 
 
 def _clean(text: str, hide: Hide | None) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 from typing import Any
 
-from ..job import ClaimedJob
+from ..job import ClaimedJob, in_short
 from ..lifecycle import Archive, Bury, Completed, Failed, Outcome, Retry, Transition
 from ..loggers import JOBS
 from .failure import describe
@@ -102,10 +102,10 @@ def log_end(
     elif isinstance(transition, Bury):
         level, text = logging.ERROR, f"is dead: {transition.reason}"
     elif isinstance(transition, Retry):
-        last_line = transition.error.strip().rpartition("\n")[2]
+        said = in_short(transition.error)
         level, text = (
             logging.WARNING,
-            f"failed, next attempt in {spoken(transition.delay)}: {last_line}",
+            f"failed, next attempt in {spoken(transition.delay)}: {said}",
         )
         extra["retry_in"] = transition.delay
     if isinstance(outcome, Failed):

@@ -20,6 +20,11 @@ __all__ = ["NoThread", "Stopped", "TooManyCrashes", "Undecodable", "outcome_of"]
 _NOT_BEGUN = Snoozed(5.0, begun=False)
 
 
+#: What a cancellation was that nobody here asked for: of the task, which counts those, or of something else.
+_ITSELF = "the job cancelled the task it ran in"
+_SOMETHING = "something that the job waited for was cancelled"
+
+
 class TooManyCrashes(Exception):  # noqa: N818
     """Raised before a job that killed its process too often would run again."""
 
@@ -68,16 +73,28 @@ def _outcome_of(error: BaseException, attempt: Attempt, closing: bool) -> Outcom
         cause = error.__cause__
         return Discarded(_text_of(error, hide), None if cause is None else describe(cause, hide))
     not_begun = attempt.scope is None
+    if isinstance(verdict, Failed):
+        return _NOT_BEGUN if not_begun else _overdue(verdict, error, hide)
     if verdict is not None:
-        return _NOT_BEGUN if not_begun and isinstance(verdict, Failed) else verdict
+        return verdict
     if not_begun and issubclass(kind, StorageUnavailableError | NoThread):
         return _NOT_BEGUN
     if issubclass(kind, asyncio.CancelledError):
         if closing:
             return Interrupted("the event loop is closing")
         attempt.spoiled = attempt.task.cancelling() > 0
-        return Failed("the job cancelled the task it ran in", told(error, hide)[1])
+        return Failed(*told(error, hide, words=_ITSELF if attempt.spoiled else _SOMETHING))
     return Failed(*told(error, hide))
+
+
+def _overdue(verdict: Failed, error: BaseException, hide: Hide | None) -> Failed:
+    """Of a job that ran out of time, with where it was then: `error` is what it made of being stopped."""
+    if issubclass(type(error), Stopped):  # nothing: that is our own
+        return verdict
+    text, shown = told(error, hide, words=verdict.error)
+    if verdict.exception is not None:
+        verdict.exception.__cause__ = shown
+    return Failed(text, verdict.exception)
 
 
 def _text_of(error: BaseException, hide: Hide | None, attribute: str | None = None) -> str:
