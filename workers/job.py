@@ -112,9 +112,10 @@ def in_short(error: str) -> str:
     first, _, rest = text.partition("\n")
     second = rest.partition("\n")[0]
     # a group of exceptions has something before that
+    last = text.rpartition("\n")[2]
     if second.endswith(_TRACEBACK) and not first.endswith(_TRACEBACK):
-        return first
-    return text.rpartition("\n")[2]
+        return f"{first} {last}" if first.endswith(":") else first
+    return last
 
 
 def printable(name: str) -> str:

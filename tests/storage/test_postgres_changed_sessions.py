@@ -103,6 +103,20 @@ async def value(conn: psycopg.AsyncConnection[Any], name: str) -> Any:
     return await cursor.fetchone()
 
 
+async def test_a_role_that_was_left_on_the_first_connection_is_not_that_of_all(
+    database_url: str, warm_server: None
+) -> None:
+    async with PostgresEngine.opened(database_url, max_size=1) as engine:
+        fresh = PostgresStorage(engine.pool)
+        async with engine.pool.connection() as conn:
+            await conn.execute("SET ROLE pg_monitor")
+        with pytest.raises(StorageRejectedError, match="does not exist"):  # not for this role
+            await fresh.stats()
+        async with engine.pool.connection() as conn:
+            await conn.execute("RESET ROLE")
+        assert await fresh.stats() == []
+
+
 async def test_a_timeout_that_was_set_later_fails_once_at_most(
     database_url: str, warm_server: None
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from workers import telemetry
-from workers.errors import StorageRejectedError, StorageUnavailableError
+from workers.errors import StorageRejectedError, StorageUnavailableError, StorageUnusableError
 from workers.job import ClaimedJob
 from workers.lifecycle import Bury, Release, Retry, Wait
 from workers.runtime import stream
@@ -499,6 +499,35 @@ async def test_a_refused_batch_may_have_been_written_in_part(bench: Bench) -> No
             bench.completer.ended(job, Release())
     assert bench.completer.fenced == 0
     assert not bench.ledger
+
+
+async def test_what_the_store_lacks_is_told_of_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 14: as often as it is tried, and whatever else can be written meanwhile."""
+    monkeypatch.setattr(stream, "_ASIDE_LEAST", 0.0)
+    monkeypatch.setattr(stream, "RETRY_MOST", 0.0)
+    lacking, *others = bench.claim(*range(1, 9))
+    settle, tries = bench.store.settle, 0
+
+    async def lacks(
+        session: int, settlements: Sequence[Settlement], closed: Collection[int]
+    ) -> Settled:
+        nonlocal tries
+        if lacking.id in {item.guard.id for item in settlements} and tries < 20:
+            tries += 1
+            raise StorageUnusableError("no such table")
+        return await settle(session, settlements, closed)
+
+    bench.store.settle = lacks  # type: ignore[method-assign]
+    async with bench.running():
+        bench.completer.ended(lacking, Release())
+        for job in others:
+            bench.completer.ended(job, Release())
+            await asyncio.sleep(0)
+    assert tries == 20
+    assert not bench.ledger
+    assert caplog.text.count("until somebody mends this: no such table") == 1
 
 
 async def test_what_can_not_even_be_buried_waits(bench: Bench) -> None:

@@ -73,6 +73,10 @@ def test_words_before_a_traceback() -> None:
         ("Traceback (most recent call last):\n  File\nValueError: no\n", "ValueError: no"),
         ("  + Exception Group Traceback (most recent call last):\n  | E: 1", "| E: 1"),
         ("somebody\nelse's", "else's"),
+        (
+            "the policy failed, after:\nTraceback (most recent call last):\n  File\nE: no",
+            "the policy failed, after: E: no",
+        ),
     ],
 )
 def test_an_error_in_short(error: str, said: str) -> None:

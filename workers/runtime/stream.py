@@ -53,7 +53,7 @@ class Stream(Generic[W]):
         self._aside_until = 0.0
         self._pause = _ASIDE_LEAST
         self._written_at = -math.inf
-        self._unusable = ""  # what was said of it last, while nothing can be written
+        self._told: set[str] = set()  # why items are put aside that can't be written
         self._task: asyncio.Task[Any] | None = None
 
     @property
@@ -134,6 +134,7 @@ class Stream(Generic[W]):
             await self._persist(batch, uncertain)
             if not self._aside:
                 self._pause = _ASIDE_LEAST
+                self._told.clear()
         except BaseException:
             self._aside = [item for item in self._aside if item not in batch]
             self.buffer[:0] = batch
@@ -143,6 +144,28 @@ class Stream(Generic[W]):
             self.busy = False
             self._written_at = time.monotonic()
 
+    async def _unusable(self, batch: list[W], error: StorageError) -> None:
+        """It was not refused for what the items say, and is tried again until it is mended. One of them alone shows whether
+        others, of another kind or for other rows, can be written."""
+        rest = batch.copy()
+        chosen = rest.pop(random.randrange(len(rest)))
+        if rest:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._write([chosen], True)
+            except StorageError:
+                pass
+            else:
+                for half in (rest[: len(rest) // 2], rest[len(rest) // 2 :]):
+                    if half:
+                        await self._persist(half, uncertain=True)
+                return
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            text = "outcomes of %d jobs can't be written until somebody mends this: %s"
+            logger.error(text, len(batch), error)
+        self.put_aside(batch, uncertain=True)
+
     async def _persist(self, batch: list[W], uncertain: bool = False) -> None:
         """Write `batch`, however often it takes. `uncertain`: it may have been written already."""
         delay = _RETRY_LEAST
@@ -150,7 +173,6 @@ class Stream(Generic[W]):
             try:
                 with anyio.CancelScope(shield=True):
                     await self._write(batch, uncertain)
-                self._unusable = ""
                 return
             except StorageUnavailableError as error:
                 if not uncertain:
@@ -160,15 +182,10 @@ class Stream(Generic[W]):
                 uncertain = True
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(RETRY_MOST, delay * 2)
-            except StorageUnusableError as error:
-                # it is not for what the items say that it was refused
-                if batch and str(error) != self._unusable:
-                    text = "outcomes of %d jobs can't be written until somebody mends this: %s"
-                    logger.error(text, len(batch), error)
-                self._unusable = str(error)
-                self.put_aside(batch, uncertain=True)
-                return
             except StorageError as error:
+                if batch and isinstance(error, StorageUnusableError):
+                    await self._unusable(batch, error)
+                    return
                 if len(batch) > 1:
                     for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                         # of several kinds, those before the refused one are written

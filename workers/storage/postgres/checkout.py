@@ -53,11 +53,13 @@ PLANNER = {
 #: How often a statement is tried that the server broke off to end a deadlock.
 _ATTEMPTS = 5
 
+#: Another connection will do. This one leads to what was a primary once, or lacks what the driver has prepared on it.
+_SPOILED = (errors.ReadOnlySqlTransaction, errors.InvalidSqlStatementName)
 #: Not the caller's fault and maybe over when tried again. (psycopg files some of them under ProgrammingError and others.)
 _TRANSIENT = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
-    errors.ReadOnlySqlTransaction,
+    *_SPOILED,
     errors.InFailedSqlTransaction,
     errors.IdleInTransactionSessionTimeout,
     TimeoutError,
@@ -94,8 +96,6 @@ def _translation(error: BaseException) -> StorageError | None:
         )
     if isinstance(error, errors.InsufficientPrivilege):
         return StorageUnusableError(f"{_first_line(error)}; {RIGHTS}")
-    if isinstance(error, errors.InvalidSqlStatementName):  # somebody, or a pooler, forgot it
-        return StorageUnusableError(f"a prepared statement is gone: {_first_line(error)}")
     if is_notify_queue_full(error):  # somebody listens, and has been in a transaction for long
         return StorageUnavailableError(f"notifications can't be sent now: {_first_line(error)}")
     if isinstance(error, _TOO_MUCH):
@@ -230,15 +230,14 @@ class Checkout:
             try:
                 return await work(fitted.conn)
             except _TRANSIENT as error:
-                if not isinstance(error, errors.ReadOnlySqlTransaction):
+                if not isinstance(error, _SPOILED):
                     fitted.forget()
                     raise
                 refused: Exception = error
             except psycopg.Error as error:
                 refused = error
             if not await fitted.changed():
-                if isinstance(refused, errors.ReadOnlySqlTransaction):
-                    # it was a primary once: another connection may lead to the one that is now
+                if isinstance(refused, _SPOILED):
                     fitted.conn.pgconn.finish()
                 raise refused
             return await work(fitted.conn)

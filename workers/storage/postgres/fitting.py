@@ -46,7 +46,7 @@ class Fitting:
     def __init__(self) -> None:
         #: Of the first connection; every other one gets them.
         self.search_path: str | None = None
-        self._role = "none"
+        self._role: str | None = None
         #: Whether they go through a pooler, which lends one server connection to many; None: not known yet.
         self.pooled: bool | None = None
         self.repairs: WeakKeyDictionary[_Connection, dict[str, str]] = WeakKeyDictionary()
@@ -75,16 +75,23 @@ class Fitting:
         names = ["search_path", *_SETTINGS, *_TIMEOUTS]
         found = dict(await fetch_on(conn, _PROFILE, {"names": names}, prepare=False))
         if self.search_path is None:
-            self.search_path, self._role = found["search_path"], found["role"]
+            self.search_path = found["search_path"]
         if self.pooled:
             _check_pooled(found)
             return {}
+        self._role = self._role or found["role"]
         wanted = _SETTINGS | {"search_path": self.search_path, "role": self._role}
         repairs = {name: value for name, value in wanted.items() if found[name] != value}
         for name, least in _TIMEOUTS.items():
             if 0 < int(found.get(name, 0)) < least:
                 repairs[name] = str(least)
         return repairs
+
+    def doubt_role(self) -> None:
+        """Something was refused under it: the first connection may have had one that somebody left behind there."""
+        if self._role != "none":
+            self._role = None
+            self.repairs.clear()
 
 
 class Fitted:
@@ -125,6 +132,7 @@ class Fitted:
             return False
         repairs = await self._fitting.inspect(self.conn)
         if not repairs:
+            self._fitting.doubt_role()
             return False
         await self._set(repairs)
         self._fitting.repairs[self.conn] = self._fitting.repairs.get(self.conn, {}) | repairs

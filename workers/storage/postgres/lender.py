@@ -28,6 +28,8 @@ _Connection = psycopg.AsyncConnection[Any]
 
 #: Seconds to wait for the pool before it is asked how it is. Callers bound the whole wait.
 _PATIENCE, _LONG = 1.0, 60.0
+#: Seconds that an opened pool gets to make its first connection.
+_FIRST = 30.0
 #: Seconds after which one that is unwell is asked again.
 _ASK_EVERY = 10.0
 
@@ -165,6 +167,18 @@ class Users:
                 " yourself and leave it open for as long as anything uses it"
             ) from error
         return True
+
+    async def wait(self, pool: AnyPool) -> None:
+        """Until `pool` has its first connection: asked before, it makes a second one, for which there may be no room.
+
+        Its own `wait` is for one at a time, waits until it is full, whatever others have of it, and closes it in the end.
+        """
+        until = time.monotonic() + _FIRST
+        while time.monotonic() < until and not pool.closed:
+            stats = pool.get_stats()
+            if stats.get("pool_available") or stats.get("requests_num"):  # or others have it in use
+                return
+            await asyncio.sleep(0.005)
 
     async def leave(self, pool: AnyPool) -> None:
         """Close `pool` if nobody else uses it."""

@@ -122,8 +122,9 @@ class PostgresStorage:
             if self._pool.closed:
                 # a pool goes on trying for half a minute before it says what is wrong
                 await (await self._connector.connect_async(bare=True)).close()
-            # not to be waited for until it is full: others may have all of it in use, and it would close under them
             self._opened = await users.enter(self._pool)
+            if self._opened:
+                await users.wait(self._pool)
         ((ready, recorded, encoding),) = await self._checkout.fetch(_LOOK, {})
         if encoding == "SQL_ASCII":
             raise ConfigurationError(

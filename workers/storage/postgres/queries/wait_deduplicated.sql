@@ -25,7 +25,7 @@ WITH guard AS (
     FROM background_jobs AS job
     WHERE job.dedup_key = ANY(ARRAY(SELECT key FROM keyed WHERE after > 0 OR due))
         -- one that is fine as it is stays free for a claim
-        AND (job.run_at IS NOT NULL OR EXISTS (SELECT FROM keyed WHERE key = job.dedup_key AND after > job.crashes))
+        AND (job.run_at IS NOT NULL OR job.crashes < (SELECT max(after) FROM keyed))
     FOR UPDATE SKIP LOCKED
 ), marked AS (
     UPDATE background_jobs AS job
