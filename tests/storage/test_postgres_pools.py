@@ -18,6 +18,7 @@ from psycopg.types.json import JsonbDumper
 from psycopg_pool import AsyncConnectionPool
 
 from tests.helpers.role_users import opened_users
+from tests.helpers.running import PATIENCE
 from tests.helpers.server import connection_url
 from tests.storage.engines import PostgresEngine, ids, mail, mails
 from workers import migrate
@@ -421,13 +422,13 @@ async def test_a_connection_that_is_lost_while_another_is_waited_for(database_ur
     await pool.open(wait=True)
     lender = Lender(pool, lambda: psycopg.AsyncConnection.connect(database_url))
     conn = await lender.borrow()
-    for task in asyncio.all_tasks():
-        if task.get_name().startswith(f"{pool.name}-worker"):
-            task.cancel()
     waiting = asyncio.create_task(lender.borrow())
     async with asyncio.timeout(10):
         while not pool.get_stats().get("requests_waiting"):  # noqa: ASYNC110 - statistics can't be awaited
             await asyncio.sleep(0)
+        for task in asyncio.all_tasks():
+            if task.get_name().startswith(f"{pool.name}-worker"):
+                task.cancel()
         await conn.close()
         await lender.give_back(conn)
         other = await waiting
@@ -435,6 +436,40 @@ async def test_a_connection_that_is_lost_while_another_is_waited_for(database_ur
     await lender.give_back(other)
     await lender.close()
     await pool.close(timeout=0)
+
+
+async def test_a_give_back_that_is_cancelled_loses_no_connection(database_url: str) -> None:
+    """Half-way through it would be nobody's, and a pool of one would have none for ever."""
+    async with AsyncConnectionPool(database_url, min_size=1, max_size=1, open=False) as pool:
+        lender = Lender(pool, lambda: psycopg.AsyncConnection.connect(database_url))
+        conn = await lender.borrow()
+        async with pool._lock:
+            giving = asyncio.create_task(lender.give_back(conn))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            giving.cancel()
+            await asyncio.wait([giving])
+        again = await pool.getconn(timeout=PATIENCE)
+        assert again is conn
+        await pool.putconn(again)
+
+
+async def test_a_pool_that_makes_no_connections_any_more_is_not_waited_for(
+    database_url: str,
+) -> None:
+    """Its tasks have ended with its loop, and what it had was lost half-way to somebody who was cancelled."""
+    async with AsyncConnectionPool(database_url, min_size=1, max_size=1, open=False) as pool:
+        lender = Lender(pool, lambda: psycopg.AsyncConnection.connect(database_url))
+        lost = await pool.getconn()
+        for worker in pool._workers:
+            worker.cancel()
+        await asyncio.gather(*pool._workers, return_exceptions=True)
+        async with asyncio.timeout(PATIENCE):
+            conn = await lender.borrow()
+        await lender.give_back(conn)
+        await lender.close()
+        await pool.putconn(lost)
+        pool._workers.clear()  # or `close` would raise what they have raised
 
 
 async def test_the_place_in_a_pools_line_is_kept(

@@ -85,6 +85,9 @@ class Lender:
 
         In one place of the line: whoever gives up and asks again is the last one, and leaves a dead place behind.
         """
+        if self._is_abandoned():
+            self._unwell, self._ask_at = True, time.monotonic() + _ASK_EVERY
+            return None
         waiting = asyncio.ensure_future(self._pool.getconn(timeout=_LONG))
         try:
             while not self._unwell or time.monotonic() >= self._ask_at:
@@ -93,7 +96,9 @@ class Lender:
                     return None if waiting.cancelled() else waiting.result()
                 # busy with others, or looking for the server? They may have found it gone, or one of them lost
                 self._ask_at = time.monotonic() + _ASK_EVERY
-                self._unwell = self._unwell or self._failures() > self._overcome
+                self._unwell = (
+                    self._unwell or self._is_abandoned() or self._failures() > self._overcome
+                )
         except BaseException:
             self._leave(waiting)
             raise
@@ -103,13 +108,22 @@ class Lender:
     def _leave(self, waiting: asyncio.Future[_Connection]) -> None:
         def left(waiting: asyncio.Future[_Connection]) -> None:
             if not waiting.cancelled() and waiting.exception() is None:
-                # it came at the last moment
-                putting = asyncio.ensure_future(self._pool.putconn(waiting.result()))
-                self._putting.add(putting)
-                putting.add_done_callback(self._putting.discard)
+                self._put(waiting.result())  # it came at the last moment
 
         waiting.add_done_callback(left)
         waiting.cancel()
+
+    def _put(self, conn: _Connection) -> asyncio.Future[None]:
+        """Give the pool its connection, whoever is cancelled: half-way it would be nobody's, and never replaced."""
+        putting = asyncio.ensure_future(self._pool.putconn(conn))
+        self._putting.add(putting)
+        putting.add_done_callback(self._putting.discard)
+        return putting
+
+    def _is_abandoned(self) -> bool:
+        """Whether the pool's own tasks have ended, as all do when their loop closes: it makes no connections any more, and
+        may have lost those that it had. (It has no public way to tell.)"""
+        return any(task.done() for task in getattr(self._pool, "_workers", ()))
 
     def _is_ready(self) -> bool:
         return bool(self._pool.get_stats().get("pool_available"))
@@ -132,7 +146,7 @@ class Lender:
         elif self._unwell:
             self._unwell, self._overcome = False, self._failures()
             await self.close()
-        await self._pool.putconn(conn)
+        await asyncio.shield(self._put(conn))
 
     def _failures(self) -> int:
         failures = self._pool.get_stats().get("connections_errors", 0)
