@@ -255,6 +255,16 @@ async def test_two_runners_that_open_a_pool_together(
     assert unopened.closed
 
 
+async def test_a_pool_that_makes_no_connection_before_it_is_asked(
+    database_url: str, conn: psycopg.Connection
+) -> None:
+    unopened = AsyncConnectionPool(database_url, min_size=0, max_size=2, open=False)
+    Note().enqueue(conn)
+    world = World()
+    async with running(unopened, Note, context=world):
+        await world.wait("ran")
+
+
 async def test_a_runner_that_starts_on_a_pool_in_use(
     database_url: str, conn: psycopg.Connection
 ) -> None:

@@ -187,7 +187,8 @@ class Users:
 
         Its own `wait` is for one at a time, waits until it is full, whatever others have of it, and closes it in the end.
         """
-        until = time.monotonic() + _FIRST
+        # (one without a least number makes none before)
+        until = time.monotonic() + (_FIRST if pool.min_size else 0.0)
         while time.monotonic() < until and not pool.closed:
             stats = pool.get_stats()
             if stats.get("pool_available") or stats.get("requests_num"):  # or others have it in use
