@@ -114,7 +114,12 @@ async def test_a_role_that_was_left_on_the_first_connection_is_not_that_of_all(
             await fresh.stats()
         async with engine.pool.connection() as conn:
             await conn.execute("RESET ROLE")
-        assert await fresh.stats() == []
+            pid = conn.info.backend_pid
+        engine.conn.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        with pytest.raises(StorageUnavailableError):
+            await fresh.stats()
+        assert await fresh.stats() == []  # on a new connection
+        await fresh.close()
 
 
 async def test_a_timeout_that_was_set_later_fails_once_at_most(
