@@ -222,7 +222,7 @@ async def test_an_unopened_pool_is_opened_and_closed(
     unopened = AsyncConnectionPool(database_url, min_size=least, max_size=2, open=False)
     Note().enqueue(conn)
     world = World()
-    async with running(unopened, Note, context=world):
+    async with asyncio.timeout(PATIENCE), running(unopened, Note, context=world):
         await world.wait("ran")
         states = [unopened.closed]
     assert [*states, unopened.closed] == [False, True]
